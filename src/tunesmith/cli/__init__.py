@@ -1,0 +1,1 @@
+"""The command `tunesmith`: one file a verb."""

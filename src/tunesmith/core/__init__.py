@@ -1,0 +1,1 @@
+"""The shared words of the house; nothing here imports torch or another room."""

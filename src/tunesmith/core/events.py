@@ -1,0 +1,40 @@
+"""Events: what a run says while it works; progress bars, plots and trackers are listeners or readers of them."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One thing that happened: its kind, the step it belongs to, its figures.
+
+    kinds: `start`, `step`, `validate`, `checkpoint`, `note`, `end`.
+    """
+
+    kind: str
+    step: int = 0
+    values: dict[str, Any] = field(default_factory=dict)
+    time: float = field(default_factory=time.time)
+
+    def line(self) -> str:
+        return json.dumps(asdict(self), ensure_ascii=False, allow_nan=True)
+
+
+class Listens(Protocol):
+    """Whoever is told of events."""
+
+    def hear(self, event: Event) -> None: ...
+
+
+def read_events(path: Path) -> Iterator[Event]:
+    """The events of a run, in order; a last line cut short by a crash is left out."""
+    with path.open("rb") as file:
+        for line in file:
+            if line.endswith(b"\n"):
+                yield Event(**json.loads(line))

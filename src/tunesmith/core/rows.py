@@ -1,0 +1,66 @@
+"""TokenRow: one example as tokens, a trunk and the branches that share it.
+
+    trunk ──┬── branch 0      a chat or a text has a trunk only;
+            └── branch 1      a preference has its prompt as trunk, chosen and rejected as branches
+
+Every token has a weight: 0 for context, above 0 where the model should have predicted it. The first token of a
+trunk has nothing before it and is never learned; the first of a branch is predicted from the trunk's last.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Tokens = NDArray[np.int32]
+Weights = NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Piece:
+    """A run of tokens [L] with the weight [L] of learning each."""
+
+    tokens: Tokens
+    weights: Weights
+
+    def __post_init__(self) -> None:
+        if self.tokens.shape != self.weights.shape or self.tokens.ndim != 1:
+            raise ValueError(f"tokens {self.tokens.shape} and weights {self.weights.shape} must be equal rows")
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TokenRow:
+    """One example as tokens; `index` is its number in the corpus, from which its place is known."""
+
+    trunk: Piece
+    branches: tuple[Piece, ...] = ()
+    index: int = -1
+
+    def __post_init__(self) -> None:
+        if len(self.trunk) == 0:
+            raise ValueError("a row needs at least one token in its trunk")
+
+    def __len__(self) -> int:
+        return len(self.trunk) + sum(len(branch) for branch in self.branches)
+
+    @property
+    def depth(self) -> int:
+        """Tokens of the longest path from the root: what positions and attention must reach."""
+        return len(self.trunk) + max((len(branch) for branch in self.branches), default=0)
+
+    @property
+    def answers(self) -> int:
+        """How many paths from the root to a leaf there are."""
+        return max(1, len(self.branches))
+
+    @property
+    def learned(self) -> int:
+        """How many tokens are targets."""
+        return int(np.count_nonzero(self.trunk.weights[1:])) + sum(
+            int(np.count_nonzero(branch.weights)) for branch in self.branches
+        )

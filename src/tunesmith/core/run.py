@@ -1,0 +1,224 @@
+"""Run: all choices of one experiment, as one frozen value and one YAML file.
+
+    model:     {path: builtin:seedling}
+    data:      [{path: pairs.jsonl}]
+    objective: {dpo: {beta: 0.1}}
+    method:    {lora: {rank: 16}}
+    optimizer: {adamw: {lr: 5.0e-5}}
+    train:     {epochs: 3, tokens_per_step: 8192}
+
+The docstring of a field is its help everywhere: in `tunesmith new`, in the JSON schema, in the docs.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, ValidationError, field_validator, model_validator
+
+from tunesmith.core.options import Options, faults
+from tunesmith.core.plugins import Member, Plugin
+from tunesmith.core.problem import Problem, Problems, raise_all
+from tunesmith.core.yaml_file import Places, assign, read_yaml
+
+Share = Annotated[float, Field(ge=0, lt=1)]
+Positive = Annotated[int, Field(gt=0)]
+
+
+class ModelSpec(Options):
+    """Which model to start from, and how it is held."""
+
+    path: str
+    """A local folder, a Hugging Face id, `modelscope:ID`, `builtin:seedling`, or the folder of a run or adapter."""
+    revision: str | None = None
+    """Branch, tag or commit of a model on a hub."""
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    """Where to compute; `auto` takes what the machine has and prints why."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Number type of the weights while training; `auto` takes what is fast and safe here and prints why."""
+    attention: Literal["auto", "forest", "padded"] = "auto"
+    """`forest` computes no padding and no prompt twice; `padded` is its slow twin; `auto` checks and falls back."""
+    chat_template: str | None = None
+    """A Jinja file, or `chatml`, that replaces the tokenizer's own chat template; it is saved with the result."""
+
+
+class DataSpec(Options):
+    """One source of rows: a file, a folder, or a data set on a hub."""
+
+    path: str
+    """A file, a folder, a Hugging Face id, `modelscope:ID`, or `FILE/dataset_info.json:NAME`."""
+    format: str | None = None
+    """How rows are read (`tunesmith explain` lists the formats); by default it is found, with the reason printed."""
+    columns: dict[str, str] = {}
+    """Which column plays which part, as {part: column}; only what is named is renamed."""
+    tags: dict[str, str] = {}
+    """Names of keys and roles in sharegpt rows, as in LLaMA-Factory's `tags`."""
+    split: str | None = None
+    """Which split of a data set on a hub; default `train`."""
+    subset: str | None = None
+    """Which configuration of a data set on a hub."""
+    revision: str | None = None
+    """Branch, tag or commit of a data set on a hub."""
+    prompt: str | None = None
+    """For labelled rows taught as chats: the user's turn, with `{text}` where the text goes."""
+    system: str | None = None
+    """A system turn for rows that have none."""
+    weight: Annotated[float, Field(gt=0)] = 1.0
+    """How often the source is seen an epoch: 2 twice, 0.5 every other row; the choice follows from the seed."""
+    limit: Positive | None = None
+    """At most so many rows, the first ones."""
+    on_bad_row: Literal["stop", "quarantine"] = "quarantine"
+    """A row that cannot be used either stops the run or is listed in the rejects file with its reason."""
+
+
+class ValidationSpec(Options):
+    """What the validation loss is measured on; no row may stand on both sides."""
+
+    fraction: Share = 0.05
+    """Share of the training rows set aside, chosen by a hash of their content; 0 for none."""
+    data: tuple[DataSpec, ...] = ()
+    """Sources of their own for validation; then nothing is set aside."""
+    max_rows: Positive = 500
+    """At most so many rows are measured."""
+
+
+class TrainSpec(Options):
+    """How long, in which portions, and what is kept."""
+
+    epochs: Annotated[float, Field(gt=0)] = 1.0
+    """How often every row is seen."""
+    steps: Positive | None = None
+    """Stop after so many steps, whatever the epochs say."""
+    tokens_per_step: Positive | None = None
+    """Tokens of one optimizer step (the global batch); whole rows are taken until it is full. Default 8192."""
+    rows_per_step: Positive | None = None
+    """Rows of one optimizer step, instead of `tokens_per_step`."""
+    tokens_per_batch: Positive = 4096
+    """Tokens computed at once; memory follows from it, results do not."""
+    max_tokens: Positive = 1024
+    """The longest row, in tokens."""
+    over_long: Literal["refuse", "drop", "truncate", "split"] = "drop"
+    """What happens to longer rows; each choice but `refuse` is counted and listed. `split` is for plain text."""
+    learn: Literal["answers", "last", "all"] = "answers"
+    """Which turns of a chat are learned: every assistant turn, the last one, or all tokens."""
+    order: Literal["shuffled", "given"] = "shuffled"
+    """The order of rows; shuffled follows from (seed, epoch, index) alone."""
+    seed: int = 0
+    """Every random choice of the run follows from it."""
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    """How the learning rate falls after the warm-up."""
+    warmup: Annotated[float, Field(ge=0)] = 0.03
+    """Warm-up: a share of all steps if below 1, else a number of steps."""
+    final_lr: Share = 0.0
+    """Share of the learning rate that is left at the end of the schedule."""
+    clip_norm: Annotated[float, Field(gt=0)] | None = 1.0
+    """Largest gradient norm; longer gradients are scaled down. null for none."""
+    checkpoint_activations: Literal["auto", "on", "off"] = "auto"
+    """Recompute activations in the backward pass: less memory, a third more time. `auto` asks the plan."""
+    neftune: Annotated[float, Field(ge=0)] = 0.0
+    """NEFTune: uniform noise of this alpha on the embeddings while training (arXiv:2310.05914)."""
+    validate_every: Annotated[float, Field(gt=0)] = 0.1
+    """Validation: a share of all steps if below 1, else a number of steps. The start and the end are always measured."""
+    patience: Positive | None = None
+    """Stop when the validation loss has not fallen for so many measurements."""
+    keep: Literal["best", "last"] = "best"
+    """Which weights the run ends with: those of the lowest validation loss, or the last."""
+    checkpoint_every: Annotated[float, Field(gt=0)] = 0.25
+    """Checkpoints: a share of all steps if below 1, else a number of steps."""
+    keep_checkpoints: Positive = 2
+    """How many checkpoints stay on disk, beside the best."""
+    on_nonfinite: Literal["stop", "skip", "rollback"] = "stop"
+    """A loss or gradient that is not finite: stop, skip the step and count it, or go back to the last checkpoint."""
+    listeners: tuple[Annotated[Plugin, Member("listener")], ...] = Field(default=("plot",), validate_default=True)
+    """Who is told of events beside the run folder: `plot`, `tensorboard` …; none of them can stop training."""
+
+    @field_validator("listeners", mode="before")
+    @classmethod
+    def _one_is_a_list(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, (str, dict)) else value
+
+    @model_validator(mode="after")
+    def _one_size_of_step(self) -> TrainSpec:
+        if self.tokens_per_step and self.rows_per_step:
+            problem = Problem(
+                "",
+                "tokens_per_step and rows_per_step are both set, and a step has one size",
+                "Take one of them out",
+            )
+            raise ValueError(problem) from problem
+        return self
+
+
+class Run(Options):
+    """All choices of one experiment."""
+
+    model: ModelSpec
+    """The model to start from."""
+    data: tuple[DataSpec, ...] = Field(min_length=1)
+    """Where the rows come from; several sources are mixed by their weights."""
+    objective: Annotated[Plugin, Member("objective")] = Field(default="sft", validate_default=True)  # type: ignore[assignment]
+    """What to get better at."""
+    method: Annotated[Plugin, Member("method")] = Field(default="lora", validate_default=True)  # type: ignore[assignment]
+    """What may change in the model."""
+    optimizer: Annotated[Plugin, Member("optimizer")] = Field(default="adamw", validate_default=True)  # type: ignore[assignment]
+    """How a gradient becomes an update."""
+    validation: ValidationSpec = ValidationSpec()
+    """What the validation loss is measured on."""
+    train: TrainSpec = TrainSpec()
+    """How long, in which portions, and what is kept."""
+    output: str | None = None
+    """The run folder; by default `runs/` with the run file's name and the time."""
+
+    @field_validator("data", mode="before")
+    @classmethod
+    def _one_is_a_list(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            return ({"path": value},)
+        return (value,) if isinstance(value, dict) else value
+
+    @field_validator("model", mode="before")
+    @classmethod
+    def _path_is_enough(cls, value: Any) -> Any:
+        return {"path": value} if isinstance(value, str) else value
+
+    def plain(self) -> dict[str, Any]:
+        """The run as plain data, every option written out: what `run.yaml` of a run folder holds."""
+        return self.model_dump(mode="json")
+
+
+def read_run(path: Path, changes: tuple[str, ...] = ()) -> Run:
+    """Read a run file, with `a.b=value` changes from the command line.
+
+    Raises:
+        Problem: the file cannot be read; `Problems` with every fault of it and its line.
+    """
+    value, places = read_yaml(path)
+    for change in changes:
+        assign(value, change)
+    return parse_run(value, str(path), places)
+
+
+def parse_run(value: Any, where: str, places: Places | None = None) -> Run:
+    """A Run from plain data; every fault is reported, each with its line if `places` knows it.
+
+    Raises:
+        Problem: the value is no run.
+    """
+    if not isinstance(value, dict):
+        raise Problem(where, f"a run file holds options by name; the value seen is {value!r}")
+    try:
+        return Run.model_validate(value)
+    except ValidationError as error:
+        found = [_placed(fault, where, places) for fault in faults(error, "", Run)]
+        raise_all(where, found)
+        raise
+
+
+def _placed(fault: Problem, where: str, places: Places | None) -> Problem:
+    dotted = fault.where.strip(".")
+    line = places.line(dotted) if places else 0
+    file = f"{where}:{line}" if line else where
+    if isinstance(fault, Problems):
+        return Problems(file, [_placed(part, where, places) for part in fault.parts])
+    return Problem(f"{file}: {dotted}" if dotted else file, fault.what, fault.hint)

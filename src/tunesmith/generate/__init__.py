@@ -1,0 +1,1 @@
+"""Choosing tokens: sampling options and the engines that answer."""

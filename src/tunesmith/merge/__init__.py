@@ -1,0 +1,1 @@
+"""Two checkpoints: folding an adapter into plain weights, with proof."""
