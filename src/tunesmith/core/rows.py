@@ -35,15 +35,21 @@ class Piece:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TokenRow:
-    """One example as tokens; `index` is its number in the corpus, from which its place is known."""
+    """One example as tokens; `index` is its number in the corpus, from which its place is known.
+
+    values: a number for each answer that an objective may need, such as a label; empty for none.
+    """
 
     trunk: Piece
     branches: tuple[Piece, ...] = ()
+    values: tuple[float, ...] = ()
     index: int = -1
 
     def __post_init__(self) -> None:
         if len(self.trunk) == 0:
             raise ValueError("a row needs at least one token in its trunk")
+        if self.values and len(self.values) != self.answers:
+            raise ValueError(f"{len(self.values)} values for {self.answers} answers")
 
     def __len__(self) -> int:
         return len(self.trunk) + sum(len(branch) for branch in self.branches)

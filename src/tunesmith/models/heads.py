@@ -1,0 +1,98 @@
+"""The language-model head, computed only at targets and in chunks: the logits of a batch never exist at once.
+
+    log p(token | hidden) = (z - logsumexp z)[token],   z = cap * tanh(scale * W h / cap)
+
+(scale and cap as the architecture has them: Granite and Cohere scale, Gemma 2 caps.)
+
+Where the head is frozen, the gradient of each log-probability with respect to its hidden state is found in the
+forward pass, chunk by chunk, so the backward pass is one product of rows by scalars; rows are independent of each
+other, so the sum's gradient holds every row's own. A head that learns is recomputed chunk by chunk instead.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+from transformers import PreTrainedModel
+
+CHUNK_NUMBERS = 1 << 24
+"""Logits that may exist at once; 64 MiB in float32."""
+
+
+class Head:
+    """The last layer of a language model with the scale and cap its architecture puts on logits."""
+
+    def __init__(self, layer: nn.Module, scale: float = 1.0, cap: float | None = None) -> None:
+        self.layer = layer
+        self.scale = scale
+        self.cap = cap
+
+    @classmethod
+    def of(cls, model: PreTrainedModel) -> Head:
+        """The head of a transformers model, with what its configuration says about logits."""
+        config = model.config.get_text_config()
+        scale = float(getattr(config, "logit_scale", None) or 1.0)
+        scale /= float(getattr(config, "logits_scaling", None) or 1.0)
+        return cls(model.get_output_embeddings(), scale, getattr(config, "final_logit_softcapping", None))
+
+    @property
+    def learns(self) -> bool:
+        """Whether any weight of the head may change."""
+        return any(weight.requires_grad for weight in self.layer.parameters())
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """[…, d] to [..., V] in float32."""
+        logits = self.layer(hidden).float()
+        if self.scale != 1.0:
+            logits = logits * self.scale
+        if self.cap is not None:
+            logits = self.cap * torch.tanh(logits / self.cap)
+        return logits
+
+    def logprobs(self, hidden: Tensor, tokens: Tensor) -> Tensor:
+        """log p of each token [M] given its hidden state [M, d], in float32."""
+        if len(tokens) == 0:
+            return hidden.sum(dim=-1).float()
+        if not torch.is_grad_enabled():
+            return self._chunked(hidden, tokens)
+        if self.learns:
+            parts = [checkpoint(self._logprobs, h, t, use_reentrant=False) for h, t in self._chunks(hidden, tokens)]
+            return torch.cat(parts)  # type: ignore[arg-type]
+        return _FrozenHead.apply(hidden, tokens, self)  # type: ignore[no-any-return]
+
+    def _logprobs(self, hidden: Tensor, tokens: Tensor) -> Tensor:
+        logits = self.logits(hidden)
+        return logits.gather(-1, tokens[:, None])[:, 0] - logits.logsumexp(dim=-1)
+
+    def _chunked(self, hidden: Tensor, tokens: Tensor) -> Tensor:
+        return torch.cat([self._logprobs(h, t) for h, t in self._chunks(hidden, tokens)])
+
+    def _chunks(self, hidden: Tensor, tokens: Tensor) -> list[tuple[Tensor, Tensor]]:
+        vocabulary = int(self.layer.weight.shape[0])  # type: ignore[union-attr, arg-type]
+        size = max(16, CHUNK_NUMBERS // vocabulary)
+        return list(zip(hidden.split(size), tokens.split(size), strict=True))
+
+
+class _FrozenHead(torch.autograd.Function):
+    """Log-probabilities whose gradient by hidden states is found on the way forward."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, tokens: Tensor, head: Head) -> Tensor:
+        logprobs, slopes = [], []
+        for part, wanted in head._chunks(hidden.detach(), tokens):
+            with torch.enable_grad():
+                leaf = part.requires_grad_()
+                value = head._logprobs(leaf, wanted)
+                (slope,) = torch.autograd.grad(value.sum(), leaf)
+            logprobs.append(value.detach())
+            slopes.append(slope)
+        ctx.save_for_backward(torch.cat(slopes))
+        return torch.cat(logprobs)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        (slopes,) = ctx.saved_tensors
+        return (grads[0][:, None] * slopes).to(slopes.dtype), None, None

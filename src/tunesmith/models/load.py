@@ -1,0 +1,175 @@
+"""From a model's specification to weights in memory, a tokenizer, and what was chosen and why."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
+
+from tunesmith.core.problem import Problem
+from tunesmith.core.run import ModelSpec
+from tunesmith.data.tokenizer import Codec
+from tunesmith.models.device import Choice, choose
+from tunesmith.models.probe import Verdict, check_head, choose_attention
+from tunesmith.models.source import Found, find
+
+HeadKind = Literal["lm", "score"]
+HEAD_TOLERANCE = 2e-2
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model ready to use, without any adapter on it.
+
+    found: where it came from; verdict: whether it takes forests; notes: each automatic choice with its reason.
+    """
+
+    model: PreTrainedModel
+    codec: Codec
+    found: Found
+    choice: Choice
+    verdict: Verdict
+    notes: tuple[str, ...]
+
+
+def load(spec: ModelSpec, head: HeadKind = "lm", *, weights: torch.dtype | None = None) -> Loaded:
+    """Load the base model of a specification; an adapter over it is left to the methods.
+
+    head: next tokens, or one score a row; weights: hold them in this type, whatever is computed in.
+
+    Raises:
+        Problem: not found, not safe, not complete, or an option that this machine or model cannot honour.
+    """
+    found = find(spec.path, spec.revision)
+    choice = choose(spec.device, spec.dtype)
+    codec = load_codec(found, spec.chat_template)
+    model = _weights(found, head, weights or choice.dtype).to(choice.device)  # type: ignore[arg-type]
+    _check_vocabulary(model, codec, spec.path)
+    verdict = choose_attention(model, spec.attention)
+    if spec.attention == "forest" and not verdict.forest:
+        raise Problem("model.attention", verdict.reason, "Set it to auto or padded")
+    if head == "lm" and (off := check_head(model)) > HEAD_TOLERANCE:
+        raise Problem(
+            spec.path,
+            f"{type(model).__name__} changes its logits in a way that is not known here (off by {off:.2g})",
+            "Please report the architecture",
+        )
+    return Loaded(model, codec, found, choice, verdict, (*choice.reasons, f"attention: {verdict.reason}"))
+
+
+def load_codec(found: Found, chat_template: str | None = None) -> Codec:
+    """The tokenizer and chat template that belong to a model.
+
+    Raises:
+        Problem: there is no tokenizer that can be read.
+    """
+    return Codec.load(found.tokenizer, chat_template)
+
+
+def load_config(found: Found) -> PreTrainedConfig:
+    """The configuration of a model, without its weights."""
+    try:
+        return AutoConfig.from_pretrained(found.base, local_files_only=True, trust_remote_code=False)
+    except (ValueError, TypeError, KeyError, OSError) as error:
+        raise Problem(str(found.base / "config.json"), f"cannot be used ({_first_line(error)})") from error
+
+
+def skeleton(found: Found, head: HeadKind = "lm") -> PreTrainedModel:
+    """The model without memory for its weights (on the meta device): shapes and names to plan by.
+
+    Raises:
+        Problem: the architecture has no such head.
+    """
+    config = load_config(found)
+    if head == "score":
+        config.num_labels = 1
+    with torch.device("meta"):
+        try:
+            return _auto(head).from_config(config)
+        except (ValueError, TypeError) as error:
+            raise Problem(str(found.base), f"cannot be built ({_first_line(error)})") from error
+
+
+def save_tokenizer(codec: Codec, found: Found, folder: Path) -> None:
+    """Save the tokenizer with the template that was used, in the layout that transformers 4 and 5 read."""
+    tokenizer = AutoTokenizer.from_pretrained(found.tokenizer, local_files_only=True, trust_remote_code=False)
+    tokenizer.chat_template = codec.template
+    tokenizer.save_pretrained(folder)
+    codec.save_portable(folder)
+
+
+def fingerprint(found: Found) -> str:
+    """SHA-256 over the names and contents of the base's weights."""
+    digest = hashlib.sha256()
+    for file in sorted(found.base.glob("*.safetensors")):
+        digest.update(file.name.encode())
+        with file.open("rb") as stream:
+            digest.update(hashlib.file_digest(stream, "sha256").digest())
+    return digest.hexdigest()
+
+
+def _auto(head: HeadKind) -> Any:
+    return AutoModelForCausalLM if head == "lm" else AutoModelForSequenceClassification
+
+
+def _weights(found: Found, head: HeadKind, dtype: torch.dtype) -> PreTrainedModel:
+    config = load_config(found)
+    if head == "score":
+        config.num_labels = 1
+        if config.pad_token_id is None:
+            config.pad_token_id = _any_id(config.eos_token_id)
+    try:
+        model, info = _auto(head).from_pretrained(
+            found.base,
+            config=config,
+            dtype=dtype,
+            local_files_only=True,
+            trust_remote_code=False,
+            use_safetensors=True,
+            output_loading_info=True,
+        )
+    except (ValueError, OSError, RuntimeError, KeyError) as error:
+        raise Problem(str(found.base), f"cannot be loaded ({_first_line(error)})") from error
+    _check_complete(found, head, info)
+    return model
+
+
+def _check_complete(found: Found, head: HeadKind, info: dict[str, Any]) -> None:
+    missing = sorted(name for name in info["missing_keys"] if not (head == "score" and name.startswith("score.")))
+    if missing:
+        shown = ", ".join(missing[:3]) + (" …" if len(missing) > 3 else "")
+        raise Problem(
+            str(found.base),
+            f"{len(missing)} weights are missing from the files ({shown}); they would be random",
+            "The folder is not complete; fetch it again",
+        )
+
+
+def _check_vocabulary(model: PreTrainedModel, codec: Codec, path: str) -> None:
+    rows = model.get_input_embeddings().weight.shape[0]
+    if codec.vocab_size > rows:
+        raise Problem(
+            path,
+            f"the tokenizer has {codec.vocab_size} entries and the model's embedding only {rows} rows",
+            "The tokenizer belongs to another model",
+        )
+
+
+def _any_id(value: int | list[int] | None) -> int:
+    return (value[0] if isinstance(value, list) else value) or 0
+
+
+def _first_line(error: BaseException) -> str:
+    text = str(error).strip()
+    return text.splitlines()[0] if text else type(error).__name__

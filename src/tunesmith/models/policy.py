@@ -1,0 +1,118 @@
+"""Policy: a model as objectives see it, log-probabilities of targets and scores of answers.
+
+    Batch ─▶ decoder ─▶ hidden states ─▶ head at targets ─▶ logprobs [M]
+                                      └▶ score at the ends ─▶ scores [R]
+
+Whether the decoder runs over the forest or over padded rows is decided here and nowhere else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from tunesmith.models.attention import no_mask
+from tunesmith.models.forest import Batch
+from tunesmith.models.heads import Head
+
+Off = Callable[[], AbstractContextManager[object]]
+
+
+class Policy:
+    """A model, with or without a method on it, and the way to switch the method off."""
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        *,
+        forest: bool,
+        trained: nn.Module | None = None,
+        off: Off | None = None,
+        autocast: torch.dtype | None = None,
+        neftune: float = 0.0,
+    ) -> None:
+        """
+        model: the transformers model, whose modules a method may have changed in place; forest: whether it takes
+        forests; trained: the module that holds the method, if that is another; off: context without the method;
+        autocast: number type of products, None for that of the weights; neftune: noise alpha while training.
+        """
+        self.model = model
+        self.trained = model if trained is None else trained
+        self.forest = forest
+        self.autocast = autocast
+        self.neftune = neftune
+        self._off = off
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.device
+
+    @property
+    def decoder(self) -> nn.Module:
+        """The model without its last layer."""
+        return getattr(self.model, self.model.base_model_prefix)
+
+    def logprobs(self, batch: Batch) -> Tensor:
+        """[M] log-probability of each target, in float32."""
+        with self._precision():
+            hidden = self.hidden(batch, batch.targets.source, batch.targets.row)
+            return Head.of(self.model).logprobs(hidden, batch.targets.token)
+
+    def scores(self, batch: Batch) -> Tensor:
+        """[R] the number that a score head gives each answer, read at its last token, in float32."""
+        rows = torch.arange(batch.answers, device=batch.tokens.device)
+        with self._precision():
+            hidden = self.hidden(batch, batch.ends, rows)
+            return self.model.score(hidden).float().squeeze(-1)  # type: ignore[operator]
+
+    def reference_logprobs(self, batch: Batch) -> Tensor:
+        """[M] what the model without the method gives each target; no gradient, no dropout."""
+        if self._off is None:
+            raise ValueError("this policy has no reference: its method cannot be switched off")
+        with torch.no_grad(), self.still(), self._off():
+            return self.logprobs(batch)
+
+    def hidden(self, batch: Batch, source: Tensor, row: Tensor) -> Tensor:
+        """[K, d] hidden states after the last layer at tokens `source` [K] of answers `row` [K]."""
+        if self.forest:
+            states = self.decoder(
+                **self._inputs(batch.tokens[None], batch.tree_lengths()[None]),
+                attention_mask=no_mask(len(batch), batch.tokens.device),
+                position_ids=batch.positions[None],
+                layout=batch.layout,
+                use_cache=False,
+            ).last_hidden_state
+            return states[0, source]
+        padded = batch.padded()
+        lengths = padded.mask.sum(dim=1, keepdim=True).expand_as(padded.mask)
+        states = self.decoder(
+            **self._inputs(padded.tokens, lengths), attention_mask=padded.mask, use_cache=False
+        ).last_hidden_state
+        return states[row, batch.positions[source]]
+
+    @contextmanager
+    def still(self) -> Iterator[None]:
+        """The model in evaluation mode: no dropout, no noise."""
+        training = self.trained.training
+        self.trained.eval()
+        try:
+            yield
+        finally:
+            self.trained.train(training)
+
+    def _inputs(self, tokens: Tensor, lengths: Tensor) -> dict[str, Tensor]:
+        """Tokens [B, N], or while training with NEFTune their embeddings and noise alpha / sqrt(length * width)."""
+        if self.neftune == 0 or not self.trained.training:
+            return {"input_ids": tokens}
+        embedded = self.model.get_input_embeddings()(tokens)
+        size = self.neftune / (lengths * embedded.shape[-1]).to(embedded.dtype).sqrt()
+        return {"inputs_embeds": embedded + (torch.rand_like(embedded) * 2 - 1) * size.unsqueeze(-1)}
+
+    def _precision(self) -> AbstractContextManager[object]:
+        if self.autocast is None:
+            return nullcontext()
+        return torch.autocast(self.device.type, dtype=self.autocast)

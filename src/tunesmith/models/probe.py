@@ -1,0 +1,113 @@
+"""Whether a model takes forests, found by trying: a small forest against the same rows padded.
+
+    system ─┬─ answer        an untouched transformers attention does the padded rows,
+            └─ answer        tunesmith's attention the forest; then both once more with padding and without
+    row      a tree beside the first: whatever stands in the first must leave it as it is
+
+The proof is cheap (some forty tokens) and covers what no list of architectures could: whatever passes computes the
+same, whatever does not falls back to padded rows, and the reason is printed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from tunesmith.core.rows import Piece, TokenRow
+from tunesmith.models.attention import NAME
+from tunesmith.models.forest import Batch, plant
+from tunesmith.models.heads import Head
+from tunesmith.models.policy import Policy
+
+TOLERANCE = {torch.float32: 1e-4, torch.float16: 3e-2, torch.bfloat16: 1e-1}
+"""Largest difference of log-probabilities, relative to their size, that rounding explains."""
+LEAK = {torch.float32: 1e-6, torch.float16: 1e-3, torch.bfloat16: 1e-2}
+"""The same for a tree whose neighbour changed: the same products of the same shapes, so next to nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """Whether forests are computed, and why, for a person."""
+
+    forest: bool
+    reason: str
+
+
+def choose_attention(model: PreTrainedModel, wanted: str) -> Verdict:
+    """Set the model's attention for forests if it takes them, else leave its own.
+
+    wanted: `auto`, `forest` or `padded`. With `forest` the reason of a failure is in the verdict and the caller
+    refuses it.
+    """
+    own = model.config._attn_implementation
+    if wanted == "padded":
+        return Verdict(False, "padded rows were asked for")
+    batch = _small_forest(model.config.get_text_config().vocab_size).to(model.device)
+    expected = _measure(model, batch, forest=False)
+    try:
+        model.set_attn_implementation(NAME)
+        found = _measure(model, batch, forest=True)
+        leak = _leak(model, batch, found)
+    except Exception as error:  # whatever a foreign architecture raises means that it takes no forest
+        return _fall_back(model, own, f"{type(error).__name__}: {error}".splitlines()[0])
+    difference = _difference(found, expected)
+    if model.config._attn_implementation != NAME or difference > TOLERANCE[model.dtype]:
+        return _fall_back(model, own, f"log-probabilities differ by {difference:.2g}")
+    if leak > LEAK[model.dtype]:
+        return _fall_back(model, own, f"a tree changes its neighbour's log-probabilities by {leak:.2g}")
+    return Verdict(True, f"forest and padded rows agree to {difference:.0e} on a probe")
+
+
+def check_head(model: PreTrainedModel) -> float:
+    """How far chunked head logits are from the model's own, relative to their size: scales and caps are all known."""
+    tokens = _small_forest(model.config.get_text_config().vocab_size).tokens.to(model.device)[None, :8]
+    with torch.no_grad():
+        decoder = getattr(model, model.base_model_prefix)
+        ours = Head.of(model).logits(decoder(input_ids=tokens, use_cache=False).last_hidden_state)
+        theirs = model(input_ids=tokens, use_cache=False).logits.float()
+    return _difference(ours, theirs)
+
+
+def _fall_back(model: PreTrainedModel, own: str, reason: str) -> Verdict:
+    model.set_attn_implementation(own)
+    return Verdict(False, f"{type(model).__name__} takes no forest ({reason}); rows are padded")
+
+
+def _leak(model: PreTrainedModel, batch: Batch, found: Tensor) -> float:
+    """How much the second tree changes when all tokens of the first do."""
+    first = batch.segments[2].stop
+    other = replace(batch, tokens=torch.cat([batch.tokens[:first].flip(0), batch.tokens[first:]]))
+    changed = _measure(model, other, forest=True)
+    rows = batch.targets.row if len(found) == len(batch.targets) else torch.arange(batch.answers)
+    beside = rows.to(found.device) >= 2
+    return _difference(changed[beside], found[beside])
+
+
+def _measure(model: PreTrainedModel, batch: Batch, *, forest: bool) -> Tensor:
+    policy = Policy(model, forest=forest)
+    rows = torch.arange(batch.answers, device=batch.tokens.device)
+    with torch.no_grad(), policy.still():
+        if model.get_output_embeddings() is not None:
+            return policy.logprobs(batch)
+        return policy.hidden(batch, batch.ends, rows).float()
+
+
+def _difference(ours: Tensor, theirs: Tensor) -> float:
+    size = theirs.abs().amax().clamp_min(1e-6)
+    found = ((ours - theirs).abs().amax() / size).item()
+    return float("inf") if np.isnan(found) else found
+
+
+def _small_forest(vocabulary: int) -> Batch:
+    draw = np.random.default_rng(0)
+
+    def piece(length: int) -> Piece:
+        tokens = draw.integers(0, min(vocabulary, 1000), length).astype(np.int32)
+        return Piece(tokens, np.ones(length, np.float32))
+
+    shared = TokenRow(piece(9), (piece(5), piece(7)))
+    return plant([shared, TokenRow(piece(12)), TokenRow(piece(4), (piece(3),))])

@@ -1,0 +1,201 @@
+"""From the name of a model to a local folder whose files are safe to load.
+
+    builtin:seedling · folder · ORG/NAME · modelscope:ORG/NAME · run folder · adapter folder
+                      └─▶ Found(base folder, adapter folder or None, run or None)
+
+Weights are safetensors or nothing; no code that comes with a model is ever run.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tunesmith import builtin
+from tunesmith.core.problem import Problem, missing_extra
+from tunesmith.core.rundir import RunDir
+
+PATTERNS = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.jinja", "*.model", "*.txt"]
+PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
+MAX_HEADER = 100_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A model on this machine.
+
+    base: folder with the configuration and the weights; adapter: folder with a PEFT adapter over it; run: the run
+    folder that it came from.
+    """
+
+    base: Path
+    adapter: Path | None = None
+    run: RunDir | None = None
+
+    @property
+    def tokenizer(self) -> Path:
+        """The folder whose tokenizer and template belong to the model: a result's own before its base's."""
+        own = self.adapter
+        return own if own is not None and (own / "tokenizer_config.json").is_file() else self.base
+
+
+def find(path: str, revision: str | None = None) -> Found:
+    """Fetch what is not here yet, look through runs and adapters, and check the files.
+
+    Raises:
+        Problem: nothing by that name, no usable weights, or files that would run code.
+    """
+    folder = _folder(path, revision)
+    run = RunDir(folder)
+    if run.is_run():
+        if not run.model.is_dir():
+            raise Problem(path, "this run has no model yet (it did not finish)", f"Finish it: tunesmith resume {path}")
+        inner = find(str(run.model))
+        return Found(inner.base, inner.adapter, run)
+    if (folder / "adapter_config.json").is_file():
+        return _adapter(folder)
+    _check_config(folder)
+    _check_weights(folder, "*.safetensors")
+    return Found(folder)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file that came with a model.
+
+    Raises:
+        Problem: not there, not JSON, not an object.
+    """
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise Problem(str(path), f"cannot be read ({error.strerror})", "The model's folder is not complete") from error
+    except (ValueError, RecursionError) as error:
+        raise Problem(str(path), f"is not JSON ({error})", "The model's folder is damaged; fetch it again") from error
+    if not isinstance(value, dict):
+        raise Problem(str(path), "holds no JSON object", "The model's folder is damaged; fetch it again")
+    return value
+
+
+def _folder(path: str, revision: str | None) -> Path:
+    if path.startswith("builtin:"):
+        return builtin.path(path.removeprefix("builtin:"))
+    if path.startswith("modelscope:"):
+        return _from_modelscope(path.removeprefix("modelscope:"), revision)
+    local = Path(path).expanduser()
+    if local.is_dir():
+        return local.resolve()
+    if local.is_file():
+        raise Problem(path, "is a file, and a model is a folder", "Give the folder that the file is in")
+    if path.count("/") != 1 or path.startswith((".", "/", "~")):
+        raise Problem(path, "there is no such folder", "Check the path, or give a model's id such as ORG/NAME")
+    return _from_hub(path, revision)
+
+
+def _from_hub(name: str, revision: str | None) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(name, revision=revision, allow_patterns=PATTERNS))
+    except LocalEntryNotFoundError as error:
+        raise Problem(
+            name,
+            "is not a folder here, is not in the local cache, and the hub cannot be reached",
+            "Check the spelling and the network; HF_HOME says where the cache is, HF_ENDPOINT names a mirror",
+        ) from error
+    except (HfHubHTTPError, OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise Problem(
+            name,
+            f"cannot be fetched from the hub ({reason})",
+            "Check the spelling; a gated model needs `hf auth login`",
+        ) from error
+
+
+def _from_modelscope(name: str, revision: str | None) -> Path:
+    try:
+        from modelscope import snapshot_download  # pyright: ignore[reportMissingImports]
+    except ImportError as error:
+        raise missing_extra("modelscope", "modelscope") from error
+    try:
+        return Path(snapshot_download(name, revision=revision, allow_patterns=PATTERNS))
+    except Exception as error:  # the client raises many kinds; each means that the model was not fetched
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise Problem(
+            f"modelscope:{name}",
+            f"cannot be fetched ({reason})",
+            "Check the spelling and the network; MODELSCOPE_CACHE says where the cache is",
+        ) from error
+
+
+def _adapter(folder: Path) -> Found:
+    config = read_json(folder / "adapter_config.json")
+    if config.get("auto_mapping"):
+        raise Problem(
+            str(folder / "adapter_config.json"),
+            "names classes to import (auto_mapping), which is code of the adapter's author",
+            "Take the key out if you trust the weights",
+        )
+    _check_weights(folder, "adapter_model.safetensors")
+    base = config.get("base_model_name_or_path")
+    if not isinstance(base, str) or not base:
+        raise Problem(str(folder), "the adapter does not say which model it belongs to", "Set base_model_name_or_path")
+    inner = find(base, config.get("revision"))
+    if inner.adapter is not None:
+        raise Problem(
+            str(folder), f"is an adapter over another adapter ({base})", "Fold that one first: tunesmith fold"
+        )
+    return Found(inner.base, folder)
+
+
+def _check_config(folder: Path) -> None:
+    from transformers import CONFIG_MAPPING
+
+    config = read_json(folder / "config.json")
+    if config.get("model_type") not in CONFIG_MAPPING:
+        code = "it needs code of its author, which is never run" if "auto_map" in config else "transformers has none"
+        raise Problem(
+            str(folder / "config.json"),
+            f"the architecture {config.get('model_type')!r} is not known: {code}",
+            "Use a model whose architecture transformers has",
+        )
+    private = sorted(key for key in config if key.startswith("_attn") or key == "attn_implementation")
+    if private:
+        raise Problem(
+            str(folder / "config.json"),
+            f"sets {', '.join(private)}, which can load code from elsewhere",
+            "Take these keys out; tunesmith chooses attention itself",
+        )
+
+
+def _check_weights(folder: Path, pattern: str) -> None:
+    files = sorted(folder.glob(pattern))
+    if not files:
+        pickles = sorted(file.name for kind in PICKLES for file in folder.glob(kind))
+        if pickles:
+            raise Problem(
+                str(folder),
+                f"its weights are pickles ({', '.join(pickles[:3])}), which can run code when they are read",
+                "Ask for safetensors, or convert them on a machine that you can lose",
+            )
+        raise Problem(str(folder), f"holds no weights ({pattern})", "The folder is not a model or not complete")
+    for file in files:
+        _check_header(file)
+
+
+def _check_header(file: Path) -> None:
+    """A safetensors header that lies about sizes is found before anything is mapped."""
+    size = file.stat().st_size
+    with file.open("rb") as stream:
+        length = int.from_bytes(stream.read(8), "little")
+        header = stream.read(length) if 8 + length <= size and length <= MAX_HEADER else b""
+    damaged = Problem(str(file), "is not a whole safetensors file", "It is cut short or damaged; fetch it again")
+    try:
+        tensors = json.loads(header)
+        ends = [entry["data_offsets"][1] for name, entry in tensors.items() if name != "__metadata__"]
+    except (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError) as error:
+        raise damaged from error
+    if max(ends, default=0) != size - 8 - length:
+        raise damaged
