@@ -1,0 +1,21 @@
+"""How `builtin:seedling` and the shipped examples are made; none of this is installed with the package.
+
+    corpora ─▶ corpus ─▶ tokenizer ─▶ config ─▶ tunesmith train seedling/pretrain.yaml ─▶ card
+                                                          examples (reviews.yaml, identity.yaml, preferences.yaml)
+
+Run each step from the repository root, as `python -m seedling.corpus ../shared/data`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent
+BUILD = ROOT / "build"
+"""What can be made again, and is therefore not committed."""
+BUILTIN = ROOT.parent / "src" / "tunesmith" / "builtin"
+"""What ships with the package."""
+CORPUS = BUILD / "corpus.jsonl"
+HELD_OUT = BUILD / "held_out.jsonl"
+SOURCES = ROOT / "sources.json"
+"""What went into the corpus, with licences; the model card is written from it."""

@@ -1,0 +1,123 @@
+"""The pre-training corpus: which sources, under which licence, and what is held out.
+
+    DATA/* ─▶ readers ─▶ documents ─┬─▶ build/corpus.jsonl     {"text": …}
+                                    ├─▶ build/held_out.jsonl   {"text": …, "source": …, "language": …}, 1 % by hash
+                                    └─▶ sources.json           rows, characters, licence and attribution of each
+
+Documents stand in the order of their sources; shuffling is the training's business.
+
+    python -m seedling.corpus ../shared/data
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from seedling import CORPUS, HELD_OUT, SOURCES, readers
+from tunesmith.core.rundir import write_atomic, write_json
+
+HELD_OUT_PERCENT = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """One corpus: its file, how it is read, and what may and must be said of it."""
+
+    name: str
+    file: str
+    read: Callable[[Path], Iterator[str]]
+    language: str
+    licence: str
+    attribution: str
+
+
+# fmt: off
+CATALOG = (
+    Source("song_ci", "corpora/zh_song_ci.jsonl.gz", readers.verse, "zh",
+           "MIT", "chinese-poetry: classical verse of the Song dynasty"),
+    Source("wiki_qa_simplified", "corpora/zh_wiki_qa_simplified.jsonl.gz", readers.questioned_paragraphs, "zh",
+           "CC BY-SA 4.0", "CMRC 2018 by Cui et al., paragraphs of the Chinese Wikipedia by its authors"),
+    Source("wiki_qa_traditional", "corpora/zh_wiki_qa_traditional.jsonl.gz",
+           readers.questioned_paragraphs_traditional, "zh",
+           "CC BY-SA 3.0", "DRCD by Delta Research, paragraphs of the Chinese Wikipedia by its authors"),
+    Source("dialogues", "corpora/zh_dialogues.jsonl.gz", readers.dialogues, "zh",
+           "Apache-2.0", "CrossWOZ by Zhu et al."),
+    Source("xiehouyu", "text/xiehouyu.json", readers.riddles, "zh",
+           "MIT", "chinese-xinhua: two-part sayings"),
+    Source("glaive_zh", "sft/glaive_toolcall_zh_demo.json", readers.assistant_chats_chinese, "zh",
+           "Apache-2.0", "Glaive function calling, Chinese demonstration set; conversations without tools only"),
+    Source("wiki_sentences", "corpora/en_wiki_sentences.jsonl.gz", readers.wiki_sentences, "en",
+           "CC BY-SA 4.0", "WikiSplit by Botha et al., sentences of the English Wikipedia by its authors"),
+    Source("wikitext2", "corpora/en_wikitext2_valid.jsonl.gz", readers.wiki_articles, "en",
+           "CC BY-SA 3.0", "WikiText-2 by Merity et al., articles of the English Wikipedia by its authors"),
+    Source("shakespeare", "corpora/en_shakespeare.jsonl.gz", readers.plays, "en",
+           "public domain", "plays by William Shakespeare"),
+    Source("tinystories", "text/tinystories_1000.json", readers.stories, "en",
+           "CDLA-Sharing-1.0", "TinyStories by Eldan and Li"),
+    Source("alice", "text/alice.txt", readers.book, "en",
+           "public domain", "Alice's Adventures in Wonderland by Lewis Carroll"),
+    Source("c4", "text/c4_demo.jsonl", readers.web, "en",
+           "ODC-BY 1.0", "C4 by Raffel et al., from Common Crawl"),
+    Source("instructions", "sft/rasbt_instructions_1100.json", readers.instructions, "en",
+           "Apache-2.0", "instruction set by Sebastian Raschka"),
+    Source("gsm8k", "sft/gsm8k_train_1000.jsonl", readers.sums, "en",
+           "MIT", "GSM8K (training rows) by Cobbe et al."),
+    Source("glaive_en", "sft/glaive_toolcall_en_demo.json", readers.assistant_chats_english, "en",
+           "Apache-2.0", "Glaive function calling, English demonstration set; conversations without tools only"),
+)
+# fmt: on
+
+
+def held_out(text: str) -> bool:
+    """Whether a document is kept away from training; follows from its content alone."""
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8]) % 100 < HELD_OUT_PERCENT
+
+
+def build(data: Path) -> list[dict[str, Any]]:
+    """Write the corpus and its held-out part; the facts of each source are returned and written too."""
+    kept: list[str] = []
+    aside: list[str] = []
+    facts: list[dict[str, Any]] = []
+    for source in CATALOG:
+        documents = [text for text in dict.fromkeys(source.read(data / source.file)) if text.strip()]
+        train = [text for text in documents if not held_out(text)]
+        test = [text for text in documents if held_out(text)]
+        kept += [_line({"text": text}) for text in train]
+        aside += [_line({"text": text, "source": source.name, "language": source.language}) for text in test]
+        facts.append(_facts(source, train, test))
+    write_atomic(CORPUS, "".join(kept).encode())
+    write_atomic(HELD_OUT, "".join(aside).encode())
+    write_json(SOURCES, facts)
+    return facts
+
+
+def _facts(source: Source, train: list[str], test: list[str]) -> dict[str, Any]:
+    return {
+        "name": source.name,
+        "file": source.file,
+        "language": source.language,
+        "licence": source.licence,
+        "attribution": source.attribution,
+        "rows": len(train),
+        "characters": sum(map(len, train)),
+        "held_out_rows": len(test),
+    }
+
+
+def _line(row: dict[str, str]) -> str:
+    return json.dumps(row, ensure_ascii=False) + "\n"
+
+
+def main(arguments: list[str]) -> None:
+    for fact in build(Path(arguments[0])):
+        sys.stdout.write(f"{fact['name']:22}{fact['rows']:8,} rows {fact['characters']:12,} characters\n")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
