@@ -19,7 +19,7 @@ class Event:
 
     kind: str
     step: int = 0
-    values: dict[str, Any] = field(default_factory=dict)
+    values: dict[str, Any] = field(default_factory=dict[str, Any])
     time: float = field(default_factory=time.time)
 
     def line(self) -> str:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic_core import ErrorDetails
 
 from tunesmith.core.problem import Problem, nearest, raise_all
-
 
 T = TypeVar("T", bound="Options")
 
@@ -70,7 +69,7 @@ def _fields_at(known: type[BaseModel], loc: tuple[int | str, ...]) -> list[str]:
 def _model_in(annotation: Any) -> type[BaseModel] | None:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
-    for inner in getattr(annotation, "__args__", ()):
+    for inner in get_args(annotation):
         found = _model_in(inner)
         if found is not None:
             return found

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from pydantic import GetCoreSchemaHandler, GetJsonSchemaHandler, SerializationInfo
 from pydantic.json_schema import JsonSchemaValue
@@ -84,9 +84,9 @@ def build(family: str, value: Any) -> Plugin:
         return value
     if isinstance(value, str):
         value = {value: None}
-    if not isinstance(value, Mapping) or len(value) != 1:
+    if not isinstance(value, Mapping) or len(cast("Mapping[Any, Any]", value)) != 1:
         raise Problem("", f"expected one {family}, as a name or as {{name: options}}; the value seen is {value!r}")
-    name, options = next(iter(value.items()))
+    name, options = next(iter(cast("Mapping[Any, Any]", value).items()))
     kind = find(family, str(name))
     return parse(kind, {} if options is None else options, str(name))
 

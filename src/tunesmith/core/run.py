@@ -24,6 +24,7 @@ from tunesmith.core.yaml_file import Places, assign, read_yaml
 
 Share = Annotated[float, Field(ge=0, lt=1)]
 Positive = Annotated[int, Field(gt=0)]
+Listener = Annotated[Plugin, Member("listener")]
 
 
 class ModelSpec(Options):
@@ -119,7 +120,7 @@ class TrainSpec(Options):
     neftune: Annotated[float, Field(ge=0)] = 0.0
     """NEFTune: uniform noise of this alpha on the embeddings while training (arXiv:2310.05914)."""
     validate_every: Annotated[float, Field(gt=0)] = 0.1
-    """Validation: a share of all steps if below 1, else a number of steps. The start and the end are always measured."""
+    """Validation: a share of all steps if below 1, else a number of steps. Start and end are always measured."""
     patience: Positive | None = None
     """Stop when the validation loss has not fallen for so many measurements."""
     keep: Literal["best", "last"] = "best"
@@ -130,10 +131,10 @@ class TrainSpec(Options):
     """How many checkpoints stay on disk, beside the best."""
     on_nonfinite: Literal["stop", "skip", "rollback"] = "stop"
     """A loss or gradient that is not finite: stop, skip the step and count it, or go back to the last checkpoint."""
-    listeners: tuple[Annotated[Plugin, Member("listener")], ...] = Field(default=("plot",), validate_default=True)
+    listeners: tuple[Listener, ...] = Field(default=("plot",), validate_default=True)
     """Who is told of events beside the run folder: `plot`, `tensorboard` …; none of them can stop training."""
 
-    @field_validator("listeners", mode="before")
+    @field_validator("listeners", mode="before", json_schema_input_type=tuple[Listener, ...] | Listener)
     @classmethod
     def _one_is_a_list(cls, value: Any) -> Any:
         return (value,) if isinstance(value, (str, dict)) else value
@@ -165,19 +166,19 @@ class Run(Options):
     """How a gradient becomes an update."""
     validation: ValidationSpec = ValidationSpec()
     """What the validation loss is measured on."""
-    train: TrainSpec = TrainSpec()
+    train: TrainSpec = Field(default_factory=TrainSpec)
     """How long, in which portions, and what is kept."""
     output: str | None = None
     """The run folder; by default `runs/` with the run file's name and the time."""
 
-    @field_validator("data", mode="before")
+    @field_validator("data", mode="before", json_schema_input_type=tuple[DataSpec, ...] | DataSpec | str)
     @classmethod
     def _one_is_a_list(cls, value: Any) -> Any:
         if isinstance(value, str):
             return ({"path": value},)
         return (value,) if isinstance(value, dict) else value
 
-    @field_validator("model", mode="before")
+    @field_validator("model", mode="before", json_schema_input_type=ModelSpec | str)
     @classmethod
     def _path_is_enough(cls, value: Any) -> Any:
         return {"path": value} if isinstance(value, str) else value

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import yaml
 
@@ -17,7 +17,7 @@ MAX_BYTES = 1_000_000
 class Places:
     """Lines (from 1) of values by their dotted path."""
 
-    lines: dict[str, int] = field(default_factory=dict)
+    lines: dict[str, int] = field(default_factory=dict[str, int])
 
     def line(self, dotted: str) -> int:
         """The line of a value, or of the nearest value around it; 0 where nothing is known."""
@@ -80,25 +80,31 @@ def assign(value: Any, change: str) -> None:
     *path, last = dotted.strip().split(".")
     for part in path:
         value = _step(value, part, change)
-    if isinstance(value, list):
+    if _is_list(value):
         value[_index(value, last, change)] = parsed
-    elif isinstance(value, dict):
+    elif _is_mapping(value):
         value[last] = parsed
     else:
         raise Problem(change, f"{value!r} has no part {last!r}")
 
 
 def _step(value: Any, part: str, change: str) -> Any:
-    if isinstance(value, list):
+    if _is_list(value):
         return value[_index(value, part, change)]
-    if not isinstance(value, dict):
+    if not _is_mapping(value):
         raise Problem(change, f"{value!r} has no part {part!r}")
     inner = value.get(part)
-    if inner is None:
-        inner = value[part] = {}
-    elif isinstance(inner, str):
-        inner = value[part] = {inner: {}}
-    return inner
+    if inner is None or isinstance(inner, str):
+        value[part] = {inner: {}} if inner else {}
+    return value[part]
+
+
+def _is_list(value: Any) -> TypeGuard[list[Any]]:
+    return isinstance(value, list)
+
+
+def _is_mapping(value: Any) -> TypeGuard[dict[str, Any]]:
+    return isinstance(value, dict)
 
 
 def _index(value: list[Any], part: str, change: str) -> int:
@@ -131,4 +137,4 @@ def _value(node: yaml.Node, dotted: str, places: Places, where: str) -> Any:
         return out
     if isinstance(node, yaml.SequenceNode):
         return [_value(item, f"{dotted}.{i}" if dotted else str(i), places, where) for i, item in enumerate(node.value)]
-    return yaml.SafeLoader("").construct_object(node)
+    return yaml.SafeLoader("").construct_object(node)  # pyright: ignore[reportUnknownMemberType]
