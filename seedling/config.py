@@ -20,7 +20,8 @@ import torch
 from transformers import GenerationConfig, Qwen3Config, Qwen3ForCausalLM
 
 from seedling import BUILD, BUILTIN
-from seedling.tokenizer import ENTRIES, FILES as TOKENIZER_FILES, MAX_TOKENS, SPECIAL
+from seedling.tokenizer import ENTRIES, MAX_TOKENS, SPECIAL
+from seedling.tokenizer import FILES as TOKENIZER_FILES
 
 SEED = 20
 SEED_MODEL = BUILD / "seed"
@@ -60,8 +61,6 @@ def write(shape: dict[str, int]) -> int:
     SEED_MODEL.mkdir(parents=True, exist_ok=True)
     for file in TOKENIZER_FILES:
         shutil.copyfile(BUILTIN / "seedling" / file, SEED_MODEL / file)
-        BUILTIN / "seedling", SEED_MODEL, dirs_exist_ok=True, ignore=shutil.ignore_patterns("*.safetensors")
-    )
     model = untrained(shape)
     ends = [END_OF_TEXT_ID, TURN_END_ID]
     model.generation_config = GenerationConfig(
