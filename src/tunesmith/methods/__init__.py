@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import fnmatch
 from abc import abstractmethod
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, ClassVar
 
+import torch
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -17,8 +19,13 @@ from tunesmith.core.problem import Problem
 class Method(Plugin):
     """What may change in a model, how it is saved, and how it becomes plain weights."""
 
-    reversible: ClassVar[bool] = False
-    """Whether `off` gives back the untouched model without a second copy of it."""
+    changes_base: ClassVar[bool] = True
+    """Whether weights of the base itself learn; they are then held in float32, whatever is computed in."""
+
+    @property
+    def reversible(self) -> bool:
+        """Whether `off` gives back the untouched model without a second copy of it."""
+        return False
 
     @abstractmethod
     def apply(self, model: PreTrainedModel) -> nn.Module:
@@ -28,9 +35,21 @@ class Method(Plugin):
             Problem: an option does not fit this model; the hint names what would.
         """
 
+    def adopt(self, model: PreTrainedModel, adapter: Path) -> nn.Module:
+        """Go on training an adapter that was saved before.
+
+        Raises:
+            Problem: the method has no adapters, or the saved one has other options.
+        """
+        raise Problem(
+            "model.path",
+            f"{adapter} is an adapter, and the method {self.name()} cannot go on with one",
+            "Fold it first (tunesmith fold) and start from the folded model",
+        )
+
     def groups(self, model: nn.Module, lr: float) -> list[dict[str, Any]]:
         """The parameter groups of the optimizer."""
-        return [{"params": [weight for weight in model.parameters() if weight.requires_grad], "lr": lr}]
+        return [{"params": list(trainable(model).values()), "lr": lr}]
 
     def off(self, model: nn.Module) -> AbstractContextManager[object]:
         """A context in which the model computes as before `apply`, bit for bit.
@@ -54,3 +73,41 @@ class Method(Plugin):
     @abstractmethod
     def fold(self, model: nn.Module) -> PreTrainedModel:
         """The plain transformers model with the change melted into its weights."""
+
+
+def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The weights that learn, by name; tied ones once."""
+    return {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
+
+
+def thaw(model: nn.Module, patterns: tuple[str, ...] = ("*",)) -> None:
+    """Let the weights learn whose names match a pattern, and no others.
+
+    Raises:
+        Problem: a pattern matches nothing; the hint shows names that exist.
+    """
+    names = [name for name, _ in model.named_parameters()]
+    for pattern in patterns:
+        if not fnmatch.filter(names, pattern):
+            shown = ", ".join(names[:3] + names[-2:])
+            raise Problem(f"name {pattern!r}", "matches no weight of this model", f"Names look like: {shown}")
+    for name, weight in model.named_parameters():
+        weight.requires_grad_(any(fnmatch.fnmatch(name, pattern) for pattern in patterns))
+
+
+def hold_in_float32(model: nn.Module) -> None:
+    """Hold what learns in float32: in bfloat16 most updates are smaller than a weight's last digit."""
+    for weight in model.parameters():
+        if weight.requires_grad and weight.dtype in (torch.bfloat16, torch.float16):
+            weight.data = weight.data.float()
+
+
+def save_plain(model: nn.Module, folder: Path) -> None:
+    """Save a transformers model in the number type its base was stored in."""
+    if not isinstance(model, PreTrainedModel):
+        raise TypeError(f"expected a transformers model, not {type(model).__name__}")
+    stored = model.config.dtype or torch.float32
+    state = {
+        name: value.to(stored) if value.is_floating_point() else value for name, value in model.state_dict().items()
+    }
+    model.save_pretrained(folder, state_dict=state, safe_serialization=True)

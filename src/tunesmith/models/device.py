@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import time
 from dataclasses import dataclass
+from pathlib import Path
 
 import psutil
 import torch
@@ -94,12 +94,10 @@ def _dtype(wanted: str, device: torch.device) -> tuple[torch.dtype, str]:
 
 
 def _container_limit() -> int | None:
-    path = "/sys/fs/cgroup/memory.max"
-    if not os.path.exists(path):
-        return None
-    with open(path) as file:
-        text = file.read().strip()
+    """Bytes that a container's own limit leaves; None where there is no limit."""
+    group = Path("/sys/fs/cgroup")
+    limit = group / "memory.max"
+    text = limit.read_text().strip() if limit.exists() else ""
     if not text.isdigit():
         return None
-    with open("/sys/fs/cgroup/memory.current") as file:
-        return max(0, int(text) - int(file.read()))
+    return max(0, int(text) - int((group / "memory.current").read_text()))

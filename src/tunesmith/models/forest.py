@@ -17,6 +17,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -166,7 +167,7 @@ class Batch:
     def tree_lengths(self) -> Tensor:
         """[N] for each token the length of the tree it stands in."""
         roots = [s.start for s in self.segments if s.parent is None] + [len(self)]
-        sizes = torch.tensor([stop - start for start, stop in zip(roots, roots[1:], strict=False)])
+        sizes = torch.tensor([stop - start for start, stop in pairwise(roots)])
         return torch.repeat_interleave(sizes, sizes).to(self.tokens.device)
 
     def _path(self, leaf: int) -> Tensor:

@@ -23,8 +23,6 @@ class Objective(Plugin):
     """The output layer it needs: next tokens, or one number a row."""
     unit: ClassVar[str] = "tokens"
     """What is counted, for people."""
-    reference: Literal["none", "live", "precomputed"] = "none"
-    """Whether, and when, the model without the method has to score the rows."""
 
     def updates(self, policy: Policy, steps: Iterator[Sequence[Batch]]) -> Iterator[list[Batch]]:
         """The micro-batches of each optimizer step; objectives that sample yield several groups a fresh step."""
@@ -35,6 +33,11 @@ class Objective(Plugin):
         """Add what the loss needs and no gradient should reach, such as reference log-probabilities."""
         return batch
 
+    @property
+    def scores_reference(self) -> Literal["never", "live", "precomputed"]:
+        """Whether, and when, the model without the method has to score the rows."""
+        return getattr(self, "reference", "never")
+
     @abstractmethod
     def count(self, batch: Batch) -> float:
         """What the sum of `loss` is divided by, summed over the micro-batches of a step: tokens, pairs …"""
@@ -42,3 +45,8 @@ class Objective(Plugin):
     @abstractmethod
     def loss(self, policy: Policy, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss as a SUM over what `count` counts [], and further sums to report, divided by the same count."""
+
+
+def next_token_loss(policy: Policy, batch: Batch) -> Tensor:
+    """The weighted sum of -log p over the targets of a batch []."""
+    return -(policy.logprobs(batch) * batch.targets.weight).sum()

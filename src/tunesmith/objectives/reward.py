@@ -1,0 +1,41 @@
+"""Reward modelling on pairs (Bradley-Terry):  loss = - log sigmoid(r(chosen) - r(rejected) - margin).
+
+Ouyang et al., arXiv:2203.02155. The score is read at the last token of each answer by a head of one number, in
+transformers' own `…ForSequenceClassification`, which is what is saved.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar, Literal
+
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor
+
+from tunesmith.core.records import Preference, Record
+from tunesmith.models.forest import Batch
+from tunesmith.models.policy import Policy
+from tunesmith.objectives import Objective
+
+
+class Reward(Objective):
+    """Learn to score answers so that the preferred one of a pair gets more."""
+
+    takes: ClassVar[type[Record]] = Preference
+    head: ClassVar[Literal["lm", "score"]] = "score"
+    unit: ClassVar[str] = "pairs"
+
+    margin: Annotated[float, Field(ge=0)] = 0.0
+    """By how much the better answer should lead before the loss falls below ln 2."""
+    center: Annotated[float, Field(ge=0)] = 0.0
+    """Weight of (r(chosen) + r(rejected))^2, which keeps the scores around zero (arXiv:2312.09244)."""
+
+    def count(self, batch: Batch) -> float:
+        return batch.answers / 2
+
+    def loss(self, policy: Policy, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        scores = policy.scores(batch)
+        chosen, rejected = scores[0::2], scores[1::2]
+        lead = chosen - rejected
+        loss = -F.logsigmoid(lead - self.margin).sum() + self.center * ((chosen + rejected) ** 2).sum()
+        return loss, {"accuracy": (lead > 0).float().sum().detach(), "lead": lead.sum().detach()}

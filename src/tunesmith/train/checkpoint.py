@@ -1,0 +1,259 @@
+"""Checkpoints that survive a crash: a staging folder, fsync, a manifest of hashes last, then a rename.
+
+    checkpoints/step-000120/   (best-000100/ holds the weights of the lowest validation loss)
+      weights.safetensors      what learns, by name
+      optimizer.safetensors    the optimizer's tensors as "group-number.name"; its numbers are in state.json
+      random.safetensors       states of the random generators, as bytes
+      state.json               step, tokens, best so far, what was skipped …
+      manifest.json            name, size and SHA-256 of each file, format version, fingerprints
+
+A folder without a valid manifest is no checkpoint. No pickle is written or read.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import random
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from tunesmith.core.problem import Problem
+from tunesmith.core.rundir import sync_folder
+from tunesmith.methods import trainable
+
+FORMAT = 1
+MANIFEST = "manifest.json"
+WEIGHTS, OPTIMIZER, RANDOM, STATE = "weights.safetensors", "optimizer.safetensors", "random.safetensors", "state.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A checkpoint on disk whose manifest was read."""
+
+    path: Path
+    manifest: Mapping[str, Any]
+
+    @property
+    def step(self) -> int:
+        return int(self.manifest["step"])
+
+
+def save(
+    folder: Path, model: nn.Module, optimizer: Optimizer | None, state: Mapping[str, Any], facts: Mapping[str, Any]
+) -> Checkpoint:
+    """Publish a checkpoint at `folder`, or leave nothing behind.
+
+    optimizer: None for weights only; state: the loop's own numbers; facts: fingerprints and versions.
+
+    Raises:
+        Problem: the disk is full; older checkpoints are untouched.
+    """
+    staging = folder.with_name(f".{folder.name}.staging")
+    shutil.rmtree(staging, ignore_errors=True)
+    try:
+        _check_space(folder.parent, model, optimizer)
+        staging.mkdir(parents=True)
+        _write_parts(staging, model, optimizer, state)
+        _write_manifest(staging, state, facts)
+        _publish(staging, folder)
+    except OSError as error:
+        shutil.rmtree(staging, ignore_errors=True)
+        if error.errno != errno.ENOSPC:
+            raise
+        raise _disk_full(folder) from error
+    return Checkpoint(folder, json.loads((folder / MANIFEST).read_text()))
+
+
+def read(folder: Path) -> Checkpoint:
+    """The checkpoint in a folder, with every file's size and hash verified.
+
+    Raises:
+        Problem: it is not whole.
+    """
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text())
+        files = manifest["files"]
+        for name, facts in files.items():
+            file = folder / name
+            if file.stat().st_size != facts["size"] or _hash(file) != facts["sha256"]:
+                raise ValueError(f"{name} is not what was written")
+        if manifest["format"] != FORMAT:
+            raise ValueError(f"it has format {manifest['format']}, and this version reads {FORMAT}")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise Problem(
+            str(folder), f"is no whole checkpoint ({error})", "An older one is used if there is one"
+        ) from error
+    return Checkpoint(folder, manifest)
+
+
+def newest(folder: Path, kind: str = "step") -> tuple[Checkpoint | None, list[Problem]]:
+    """The newest whole checkpoint of a run (kind `step` or `best`), and what is wrong with newer ones."""
+    broken: list[Problem] = []
+    for path in sorted(folder.glob(f"{kind}-*"), reverse=True):
+        try:
+            return read(path), broken
+        except Problem as problem:
+            broken.append(problem)
+    return None, broken
+
+
+def restore(checkpoint: Checkpoint, model: nn.Module, optimizer: Optimizer | None) -> dict[str, Any]:
+    """Put a checkpoint's weights (and optimizer, and random states) in place; returns the loop's state.
+
+    Raises:
+        Problem: it belongs to another model, method or optimizer.
+    """
+    _load_weights(checkpoint.path, model)
+    state = json.loads((checkpoint.path / STATE).read_text())
+    if optimizer is not None:
+        _load_optimizer(checkpoint.path, optimizer, state["optimizer"])
+        _load_random(checkpoint.path)
+    return state["loop"]
+
+
+def prune(folder: Path, keep: int, kind: str = "step") -> None:
+    """Remove all but the newest `keep` checkpoints of a kind, behind a newest one that is whole."""
+    paths = sorted(folder.glob(f"{kind}-*"))
+    if not paths or keep >= len(paths):
+        return
+    read(paths[-1])
+    for path in paths[:-keep]:
+        shutil.rmtree(path)
+
+
+def bytes_needed(model: nn.Module, optimizer: Optimizer | None) -> int:
+    """About how many bytes a checkpoint takes."""
+    weights = sum(weight.numel() * weight.element_size() for weight in trainable(model).values())
+    return weights * (3 if optimizer is not None else 1) + (1 << 20)
+
+
+def _check_space(folder: Path, model: nn.Module, optimizer: Optimizer | None) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    if shutil.disk_usage(folder).free < bytes_needed(model, optimizer):
+        raise OSError(errno.ENOSPC, "not enough space")
+
+
+def _disk_full(folder: Path) -> Problem:
+    free = shutil.disk_usage(folder.parent).free
+    return Problem(
+        str(folder),
+        f"the disk is full ({free / 1e6:,.0f} MB free), so this checkpoint was not written; older ones are whole",
+        "Free some space, then go on with: tunesmith resume",
+    )
+
+
+def _write_parts(folder: Path, model: nn.Module, optimizer: Optimizer | None, state: Mapping[str, Any]) -> None:
+    weights = {name: weight.detach().cpu().contiguous() for name, weight in trainable(model).items()}
+    save_file(weights, folder / WEIGHTS)
+    numbers: dict[str, Any] = {}
+    if optimizer is not None:
+        tensors, numbers = _split_optimizer(optimizer)
+        save_file(tensors, folder / OPTIMIZER)
+        save_file(_random_states(), folder / RANDOM)
+    (folder / STATE).write_text(json.dumps({"loop": state, "optimizer": numbers}, indent=1))
+
+
+def _write_manifest(folder: Path, state: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
+    files = {}
+    for file in sorted(folder.iterdir()):
+        _sync_file(file)
+        files[file.name] = {"size": file.stat().st_size, "sha256": _hash(file)}
+    manifest = {"format": FORMAT, "step": state["step"], "tokens": state["tokens"], "files": files, **facts}
+    (folder / MANIFEST).write_text(json.dumps(manifest, indent=1))
+    _sync_file(folder / MANIFEST)
+    sync_folder(folder)
+
+
+def _publish(staging: Path, folder: Path) -> None:
+    if folder.exists():
+        shutil.rmtree(folder)
+    staging.rename(folder)
+    sync_folder(folder.parent)
+
+
+def _split_optimizer(optimizer: Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    whole = optimizer.state_dict()
+    tensors: dict[str, Tensor] = {}
+    numbers: dict[str, Any] = {}
+    for index, values in whole["state"].items():
+        for name, value in values.items():
+            if isinstance(value, Tensor):
+                tensors[f"{index}.{name}"] = value.detach().cpu().contiguous()
+            else:
+                numbers[f"{index}.{name}"] = value
+    return tensors, {"state": numbers, "groups": whole["param_groups"]}
+
+
+def _load_weights(folder: Path, model: nn.Module) -> None:
+    saved, own = load_file(folder / WEIGHTS), trainable(model)
+    if set(saved) != set(own) or any(saved[name].shape != own[name].shape for name in own):
+        odd = sorted(set(saved) ^ set(own))[:3]
+        raise Problem(str(folder), f"holds other weights than this run trains ({', '.join(odd) or 'other shapes'})")
+    with torch.no_grad():
+        for name, weight in own.items():
+            weight.copy_(saved[name])
+
+
+def _load_optimizer(folder: Path, optimizer: Optimizer, numbers: Mapping[str, Any]) -> None:
+    state: dict[int, dict[str, Any]] = {}
+    values: dict[str, Any] = {**load_file(folder / OPTIMIZER), **numbers["state"]}
+    for key, value in values.items():
+        index, _, name = key.partition(".")
+        state.setdefault(int(index), {})[name] = value
+    groups = [dict(group) for group in numbers["groups"]]
+    if [len(group["params"]) for group in groups] != [len(group["params"]) for group in optimizer.param_groups]:
+        raise Problem(str(folder), "holds the state of another optimizer")
+    optimizer.load_state_dict({"state": state, "param_groups": groups})
+
+
+def _random_states() -> dict[str, Tensor]:
+    states = {"torch": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        states |= {f"cuda.{i}": state for i, state in enumerate(torch.cuda.get_rng_state_all())}
+    name, keys, position, has_gauss, cached = np.random.get_state(legacy=True)  # type: ignore[misc]
+    assert name == "MT19937"
+    states["numpy"] = torch.from_numpy(np.asarray(keys).view(np.uint8).copy())
+    states["numpy.rest"] = torch.tensor([position, has_gauss, cached], dtype=torch.float64)
+    version, words, gauss = random.getstate()
+    states["python"] = torch.tensor([version, *words], dtype=torch.int64)
+    states["python.gauss"] = torch.tensor([] if gauss is None else [gauss], dtype=torch.float64)
+    return states
+
+
+def _load_random(folder: Path) -> None:
+    states = load_file(folder / RANDOM)
+    torch.set_rng_state(states["torch"])
+    cuda = [states[name] for name in sorted(states) if name.startswith("cuda.")]
+    if cuda and len(cuda) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all(cuda)
+    position, has_gauss, cached = states["numpy.rest"].tolist()
+    keys = states["numpy"].numpy().view(np.uint32)
+    np.random.set_state(("MT19937", keys, int(position), int(has_gauss), cached))
+    version, *words = states["python"].tolist()
+    gauss = states["python.gauss"].tolist()
+    random.setstate((version, tuple(words), gauss[0] if gauss else None))
+
+
+def _hash(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _sync_file(file: Path) -> None:
+    handle = os.open(file, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

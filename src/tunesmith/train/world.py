@@ -1,0 +1,79 @@
+"""The ranks of a run: who they are, and sums over them. The only file that knows of more than one process.
+
+A step's gradient is one sum over ranks, taken once after the last micro-batch, so it does not matter how its rows
+were dealt. Processes are found through accelerate, as `torchrun` or `accelerate launch` start them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+import torch.distributed as dist
+from accelerate import PartialState
+from torch import Tensor, nn
+
+BUCKET_NUMBERS = 1 << 25
+
+
+class World:
+    """All ranks of this run, seen from one of them."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._state = PartialState(cpu=device.type == "cpu")
+        self.rank = self._state.process_index
+        self.size = self._state.num_processes
+
+    @property
+    def main(self) -> bool:
+        """Whether this rank writes files and tells listeners."""
+        return self.rank == 0
+
+    def total(self, value: float) -> float:
+        """The sum of a number over ranks."""
+        if self.size == 1:
+            return value
+        tensor = torch.tensor(value, dtype=torch.float64, device=self._state.device)
+        dist.all_reduce(tensor)
+        return float(tensor)
+
+    def totals(self, values: dict[str, float]) -> dict[str, float]:
+        """The sums of several numbers over ranks; a rank without rows may lack some names."""
+        if self.size == 1:
+            return values
+        gathered: list[dict[str, float]] = [{}] * self.size
+        dist.all_gather_object(gathered, values)
+        names = sorted({name for part in gathered for name in part})
+        return {name: sum(part.get(name, 0.0) for part in gathered) for name in names}
+
+    def any(self, flag: bool) -> bool:
+        """Whether the flag is up on any rank."""
+        return self.total(float(flag)) > 0
+
+    def sum_gradients(self, weights: Iterable[nn.Parameter]) -> None:
+        """Add the gradients of all ranks up, in place; a weight without one counts as zero."""
+        if self.size == 1:
+            return
+        bucket: list[Tensor] = []
+        for weight in weights:
+            if weight.grad is None:
+                weight.grad = torch.zeros_like(weight)
+            bucket.append(weight.grad)
+            if sum(grad.numel() for grad in bucket) >= BUCKET_NUMBERS:
+                _sum_bucket(bucket)
+                bucket = []
+        if bucket:
+            _sum_bucket(bucket)
+
+    def wait(self) -> None:
+        """Go on when every rank has come here."""
+        self._state.wait_for_everyone()
+
+
+def _sum_bucket(grads: list[Tensor]) -> None:
+    flat = torch.cat([grad.flatten().float() for grad in grads])
+    dist.all_reduce(flat)
+    start = 0
+    for grad in grads:
+        grad.copy_(flat[start : start + grad.numel()].view_as(grad))
+        start += grad.numel()
