@@ -1,20 +1,29 @@
-"""The contract of metrics: a number for answers against references. One file a metric."""
+"""The contract of metrics: a number for answers against references, larger is better. One file a metric."""
 
 from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
+from typing import ClassVar, Literal
 
 from tunesmith.core.plugins import Plugin
+from tunesmith.evaluate.figures import Figure, mean
 
 
 class Metric(Plugin):
     """One way to score answers against references."""
 
+    shown: ClassVar[Literal["percent", "number"]] = "number"
+    """How a value is shown to people; `percent` for shares."""
+
     @abstractmethod
     def score(self, answers: Sequence[str], references: Sequence[str]) -> list[float]:
-        """A number for each answer; the mean over all, with its interval, is what is reported."""
+        """A number for each answer."""
 
-    def corpus(self, answers: Sequence[str], references: Sequence[str]) -> float | None:
-        """The corpus-level figure where the metric is not a mean (BLEU); None where it is."""
-        return None
+    def figure(self, answers: Sequence[str], references: Sequence[str], seed: int = 0) -> Figure:
+        """What is reported for all answers: the mean with its interval, unless the metric is no mean (BLEU)."""
+        return mean(self.score(answers, references), seed)
+
+    def label(self, references: Sequence[str]) -> str:
+        """The metric's name with what was chosen for these references, such as a tokenizer."""
+        return self.name()

@@ -1,32 +1,66 @@
-"""The contract of engines: what answers. One file an engine."""
+"""The contract of engines: what answers. One file an engine.
+
+    engine (options) ── open(model) ─▶ Answers ── answer(prompts, sampling) ─▶ Answer, Answer …
+                                             └─ stream(prompt, sampling) ─▶ text, piece by piece
+
+An engine in this process takes a model that is in memory already (`bind` of the local one); one that holds the model
+itself, or only knows its address, opens it by name. What comes out is the same.
+"""
 
 from __future__ import annotations
 
-from abc import abstractmethod
-from collections.abc import Iterator, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 
 from tunesmith.core.plugins import Plugin
-from tunesmith.core.records import Message
+from tunesmith.core.records import Chat, Text
+from tunesmith.core.run import ModelSpec
 from tunesmith.generate.sampling import Sampling
+
+Ask = Chat | Text
+"""What can be answered: a chat, which goes through the template and gets its next turn, or a text to continue."""
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """One answer to one chat: its text, its tokens, and why it ended (`stop` or `length`)."""
+    """One answer: its text, its tokens as they were drawn (the end token too), and why it ended.
+
+    ended: `stop` at an end token or a stop text, `length` where `max_tokens` or the model's context was full.
+    """
 
     text: str
     tokens: tuple[int, ...]
     ended: str
 
 
+class Answers(ABC):
+    """A model at work, ready to answer."""
+
+    @abstractmethod
+    def answer(self, asks: Sequence[Ask], sampling: Sampling) -> Iterator[Answer]:
+        """One answer to each ask, in their order.
+
+        Raises:
+            Problem: an ask that leaves no room for an answer; nothing is answered then.
+        """
+
+    @abstractmethod
+    def stream(self, ask: Ask, sampling: Sampling) -> Generator[str, None, None]:
+        """The text of one answer, piece by piece, whole characters only; closing the generator stops the model.
+
+        Raises:
+            Problem: as `answer`.
+        """
+
+
 class Engine(Plugin):
-    """What answers chats."""
+    """What answers."""
 
     @abstractmethod
-    def answer(self, chats: Sequence[Sequence[Message]], sampling: Sampling) -> Iterator[Answer]:
-        """One answer to each chat, in their order."""
+    def open(self, model: ModelSpec) -> Answers:
+        """Load, start or reach a model (an adapter or run folder is the base with its adapter on it).
 
-    @abstractmethod
-    def stream(self, chat: Sequence[Message], sampling: Sampling) -> Iterator[str]:
-        """The text of one answer, piece by piece."""
+        Raises:
+            Problem: the model cannot be used by this engine.
+        """

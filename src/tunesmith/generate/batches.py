@@ -1,0 +1,55 @@
+"""Batches for generation: prompts of like length side by side, padded on the left, within a token budget."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A prompt as tokens, its place in what was asked, and how many tokens its answer may have."""
+
+    index: int
+    tokens: tuple[int, ...]
+    room: int
+
+    @property
+    def cost(self) -> int:
+        """Tokens in memory when the answer is as long as it may be."""
+        return len(self.tokens) + self.room
+
+
+def pack(jobs: Sequence[Job], budget: int, *, pad: bool = True) -> list[list[Job]]:
+    """Jobs in batches of at most `budget` tokens (one job at least), the longest first.
+
+    pad: whether prompts of different lengths may share a batch. Jobs with different room never do, since a batch
+    ends for all its rows at once.
+    """
+    batches: list[list[Job]] = []
+    for job in sorted(jobs, key=lambda job: (-len(job.tokens), job.index)):
+        if not batches or not _fits(batches[-1], job, budget, pad):
+            batches.append([])
+        batches[-1].append(job)
+    return batches
+
+
+def _fits(batch: Sequence[Job], job: Job, budget: int, pad: bool) -> bool:
+    first = batch[0]
+    if job.room != first.room or (not pad and len(job.tokens) != len(first.tokens)):
+        return False
+    return (len(batch) + 1) * first.cost <= budget
+
+
+def left_padded(jobs: Sequence[Job], filler: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Tokens [B, L] and mask [B, L] with every prompt's end in the last column."""
+    longest = max(len(job.tokens) for job in jobs)
+    tokens = torch.full((len(jobs), longest), filler, dtype=torch.long)
+    mask = torch.zeros_like(tokens)
+    for row, job in enumerate(jobs):
+        tokens[row, longest - len(job.tokens) :] = torch.tensor(job.tokens)
+        mask[row, longest - len(job.tokens) :] = 1
+    return tokens.to(device), mask.to(device)

@@ -1,0 +1,204 @@
+"""Answers from a model in this process, through transformers' `generate`.
+
+    asks ─▶ tokens ─▶ batches by length, padded on the left ─▶ generate ─▶ cut at end tokens and stop texts ─▶ answers
+
+What a model's own generation settings say (temperature, penalties …) is not used: only `Sampling` counts, so that
+the same options mean the same for every model.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from typing import Annotated, Any
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList
+from transformers.generation.streamers import BaseStreamer
+
+from tunesmith.core.problem import Problem
+from tunesmith.core.records import Text
+from tunesmith.core.run import ModelSpec
+from tunesmith.data.template import TemplateRefusal
+from tunesmith.data.tokenizer import Codec
+from tunesmith.generate.batches import Job, left_padded, pack
+from tunesmith.generate.engines import Answer, Answers, Ask, Engine
+from tunesmith.generate.opened import open_model, quiet
+from tunesmith.generate.sampling import Sampling
+from tunesmith.generate.stops import Holder, StopTexts, cut
+from tunesmith.generate.stream import pull
+
+Around = Callable[[], AbstractContextManager[object]]
+
+
+class Local(Engine):
+    """A model in this process."""
+
+    batch_tokens: Annotated[int, Field(gt=0)] = 16384
+    """Tokens of prompts and answers in memory at once; at least one prompt is always taken."""
+
+    def open(self, model: ModelSpec) -> LocalAnswers:
+        opened = open_model(model)
+        return self.bind(opened.trained, opened.codec)
+
+    def bind(self, model: nn.Module, codec: Codec, around: Around = nullcontext) -> LocalAnswers:
+        """Answers of a model that is in memory already.
+
+        model: a transformers model or PEFT's wrapper of one; around: a context to generate in, such as the one in
+        which the adapter is off.
+        """
+        return LocalAnswers(model, codec, around, self.batch_tokens)
+
+
+class LocalAnswers(Answers):
+    """A model in this process at work; one call generates at a time."""
+
+    def __init__(self, model: nn.Module, codec: Codec, around: Around, batch_tokens: int) -> None:
+        self.model: Any = model
+        self.base: Any = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
+        self.codec = codec
+        self.around = around
+        self.batch_tokens = batch_tokens
+        self._one_at_a_time = threading.Lock()
+
+    @property
+    def context(self) -> int | None:
+        """Tokens that prompt and answer may have together; None where the architecture sets no limit."""
+        return getattr(self.base.config.get_text_config(), "max_position_embeddings", None)
+
+    def answer(self, asks: Sequence[Ask], sampling: Sampling) -> Iterator[Answer]:
+        jobs = [self._job(index, ask, sampling) for index, ask in enumerate(asks)]
+        # the penalty counts padding as tokens seen, so it must meet none
+        batches = pack(jobs, self.batch_tokens, pad=sampling.repetition_penalty == 1.0)
+        return self._answers(batches, sampling)
+
+    def stream(self, ask: Ask, sampling: Sampling) -> Generator[str, None, None]:
+        return self._pieces(self._job(0, ask, sampling), sampling)
+
+    def _answers(self, batches: Sequence[Sequence[Job]], sampling: Sampling) -> Iterator[Answer]:
+        ready: dict[int, Answer] = {}
+        following = 0
+        for number, batch in enumerate(batches):
+            drawn = self._generate(batch, sampling, number)
+            for job, tokens in zip(batch, drawn.tolist(), strict=True):
+                ready[job.index] = self._finish(tokens, sampling)
+            while following in ready:
+                yield ready.pop(following)
+                following += 1
+
+    def _pieces(self, job: Job, sampling: Sampling) -> Generator[str, None, None]:
+        decoder, holder = self.codec.decode_stream(), Holder(sampling.stop)
+        ends = self.codec.end_tokens
+        tokens = pull(lambda pipe, closed: self._generate([job], sampling, 0, pipe, closed))
+        try:
+            for token in tokens:
+                if token not in ends and (piece := holder.push(decoder.add(token))):
+                    yield piece
+            if rest := holder.push(decoder.rest()) + holder.flush():
+                yield rest
+        finally:
+            tokens.close()
+
+    def _generate(
+        self,
+        batch: Sequence[Job],
+        sampling: Sampling,
+        number: int,
+        pipe: BaseStreamer | None = None,
+        closed: StoppingCriteria | None = None,
+    ) -> Tensor:
+        """The tokens [B, L] that follow the prompts of a batch; rows that end early are filled up at their end."""
+        tokens, mask = left_padded(batch, self.codec.pad, self.base.device)
+        criteria = StoppingCriteriaList([closed] if closed else [])
+        if sampling.stop:
+            criteria.append(StopTexts(sampling.stop, self.codec.decode, tokens.shape[1]))
+        with self._ready(_mixed(sampling.seed, number)):
+            out = self.model.generate(
+                input_ids=tokens,
+                attention_mask=mask,
+                generation_config=self._config(sampling, batch[0].room),
+                stopping_criteria=criteria,
+                streamer=pipe,
+            )
+        return out[:, tokens.shape[1] :].cpu()
+
+    def _config(self, sampling: Sampling, room: int) -> GenerationConfig:
+        drawn = {"temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": sampling.top_k}
+        return GenerationConfig(
+            max_new_tokens=room,
+            do_sample=sampling.temperature > 0,
+            repetition_penalty=sampling.repetition_penalty,
+            eos_token_id=sorted(self.codec.end_tokens) or None,
+            pad_token_id=self.codec.pad,
+            use_cache=True,
+            **(drawn if sampling.temperature > 0 else {}),
+        )
+
+    def _finish(self, tokens: list[int], sampling: Sampling) -> Answer:
+        ends = self.codec.end_tokens
+        end = next((place for place, token in enumerate(tokens) if token in ends), len(tokens))
+        text, stopped = cut(self.codec.decode(tokens[:end]), sampling.stop)
+        drawn = tokens[: end + 1]
+        if stopped:  # what follows in the row is filling, since other rows of the batch went on
+            while drawn and drawn[-1] == self.codec.pad:
+                drawn.pop()
+        return Answer(text, tuple(drawn), "stop" if stopped or end < len(tokens) else "length")
+
+    def _job(self, index: int, ask: Ask, sampling: Sampling) -> Job:
+        where = f"prompt {index + 1}"
+        tokens = self._encode(ask, where)
+        room = sampling.max_tokens
+        if self.context is not None:
+            room = min(room, self.context - len(tokens))
+        if room <= 0:
+            raise Problem(
+                where,
+                f"has {len(tokens):,} tokens, and the model reads {self.context:,} with its answer",
+                "Shorten it, or take a model with a longer context",
+            )
+        return Job(index, tuple(tokens), room)
+
+    def _encode(self, ask: Ask, where: str) -> list[int]:
+        if isinstance(ask, Text):
+            tokens = [*self.codec.parts.prefix, *self.codec.encode_text(ask.text)]
+            return tokens or [self.codec.pad]
+        try:
+            return self.codec.encode_chat(ask.messages, ask.tools, add_generation_prompt=True)
+        except TemplateRefusal as refusal:
+            raise Problem(
+                where, f"the chat template refuses it: {refusal}", "Change the chat or the template"
+            ) from refusal
+
+    @contextmanager
+    def _ready(self, seed: int) -> Iterator[None]:
+        """Alone with the model, in evaluation mode, with a seed of its own and no generation settings but ours."""
+        cuda = [self.base.device] if self.base.device.type == "cuda" else []
+        with ExitStack() as stack:
+            stack.enter_context(self._one_at_a_time)
+            stack.enter_context(quiet(self.model))
+            stack.enter_context(self.around())
+            stack.enter_context(torch.random.fork_rng(devices=cuda))
+            stack.enter_context(_own_settings({self.model, self.base}))
+            torch.manual_seed(seed)
+            yield
+
+
+@contextmanager
+def _own_settings(models: set[Any]) -> Iterator[None]:
+    """Put aside what models bring as generation settings, which `generate` would mix into ours."""
+    kept = {model: model.generation_config for model in models if hasattr(model, "generation_config")}
+    try:
+        for model in kept:
+            model.generation_config = GenerationConfig()
+        yield
+    finally:
+        for model, config in kept.items():
+            model.generation_config = config
+
+
+def _mixed(seed: int, batch: int) -> int:
+    """A seed for each batch of a call, far from those of neighbouring seeds."""
+    return (seed * 1_000_003 + batch) % (1 << 63)
