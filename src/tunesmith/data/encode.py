@@ -1,0 +1,249 @@
+"""From a Record to TokenRows: which ids, which of them are learned, and what happens to rows that are too long.
+
+    Text        bos text eos                         all learned
+    Chat        the template's rendering             its answers learned, each with its closing token
+    Preference  prompt ──┬── chosen                  answers learned
+                         └── rejected
+    Rated       prompt ───── answer, value 1 or 0    answer learned
+    Prompt      prompt, open for an answer           nothing learned
+
+Every row is tokenised as a whole, so its ids are those that serving gives; a preference's trunk is what both
+renderings share before either's first learned token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from tunesmith.core.problem import Problem
+from tunesmith.core.records import Chat, Message, Preference, Prompt, Rated, Record, Text
+from tunesmith.core.rows import Piece, TokenRow
+from tunesmith.data.masks import NoMask, spans
+from tunesmith.data.report import Rejected
+from tunesmith.data.template import TemplateRefusal
+from tunesmith.data.tokenizer import Codec
+
+TRUNCATED = "truncated to max_tokens"
+SPLIT = "split at max_tokens"
+
+Count = Callable[[str], None]
+"""Told of something that happened to a row, by a short name."""
+
+_EXCERPT = 120
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """The choices of a run that decide which tokens a record becomes."""
+
+    kind: type[Record]
+    max_tokens: int = 1024
+    over_long: Literal["refuse", "drop", "truncate", "split"] = "drop"
+    learn: Literal["answers", "last", "all"] = "answers"
+
+    def __post_init__(self) -> None:
+        """Raises: Problem: `split` for anything but plain text, or a kind that becomes no tokens."""
+        if self.over_long == "split" and self.kind is not Text:
+            raise Problem(
+                "train.over_long",
+                f"'split' is for plain text, and this objective takes {self.kind.__name__} rows",
+                "Choose drop, truncate or refuse",
+            )
+        if self.kind not in _ENCODERS:
+            raise Problem("objective", f"takes {self.kind.__name__} rows, which are not written as tokens yet")
+
+    def plain(self) -> dict[str, Any]:
+        """The rules as plain data, for a fingerprint."""
+        return {
+            "kind": self.kind.__name__,
+            "max_tokens": self.max_tokens,
+            "over_long": self.over_long,
+            "learn": self.learn,
+        }
+
+
+def encode(record: Record, codec: Codec, rules: Rules, count: Count = lambda name: None) -> list[TokenRow] | Rejected:
+    """The token rows of a record: one, or several where long text is split.
+
+    Raises:
+        Problem: a row is longer than `max_tokens` and the rules refuse that, or the template breaks its limits.
+    """
+    try:
+        row = _ENCODERS[type(record)](record, codec, rules)
+        rows = [row] if row.depth <= rules.max_tokens else _shorten(row, record, rules, count)
+        if rules.kind is not Prompt:
+            rows = [row for row in rows if row.learned]
+    except TemplateRefusal as error:
+        return _rejected(record, "refused by the template", str(error))
+    except NoMask as error:
+        return _rejected(record, error.reason, str(error))
+    return rows or _rejected(record, "nothing to learn", "no token of the row would be learned")
+
+
+def _text(record: Text, codec: Codec, rules: Rules) -> TokenRow:
+    end = codec.parts.suffix or (() if codec.eos is None else (codec.eos,))
+    ids = [*codec.parts.prefix, *codec.encode_text(record.text), *end]
+    if len(ids) == len(codec.parts.prefix) + len(end):
+        raise NoMask("empty", "the text is empty")
+    weights = np.ones(len(ids), np.float32)
+    weights[0] = 0.0
+    return TokenRow(Piece(np.array(ids, np.int32), weights))
+
+
+def _chat(record: Chat, codec: Codec, rules: Rules) -> TokenRow:
+    answers = _learned_answers(record.messages, rules)
+    return TokenRow(_piece(codec, record.messages, record.tools, answers, rules.learn == "all"))
+
+
+def _preference(record: Preference, codec: Codec, rules: Rules) -> TokenRow:
+    chosen, rejected = (
+        _answer(codec, record.prompt, answer, record.tools) for answer in (record.chosen, record.rejected)
+    )
+    fork = _fork(chosen, rejected)
+    return TokenRow(_between(chosen, 0, fork), (_branch(chosen, fork), _branch(rejected, fork)))
+
+
+def _rated(record: Rated, codec: Codec, rules: Rules) -> TokenRow:
+    whole = _answer(codec, record.prompt, record.answer, record.tools)
+    fork = _first_learned(whole)
+    return TokenRow(_between(whole, 0, fork), (_branch(whole, fork),), values=(float(record.good),))
+
+
+def _prompt(record: Prompt, codec: Codec, rules: Rules) -> TokenRow:
+    ids = codec.encode_chat(record.messages, add_generation_prompt=True)
+    return TokenRow(Piece(np.array(ids, np.int32), np.zeros(len(ids), np.float32)))
+
+
+_ENCODERS: dict[type[Record], Callable[[Any, Codec, Rules], TokenRow]] = {
+    Text: _text,
+    Chat: _chat,
+    Preference: _preference,
+    Rated: _rated,
+    Prompt: _prompt,
+}
+
+
+def _learned_answers(messages: Sequence[Message], rules: Rules) -> dict[int, float]:
+    """The weight of every message whose tokens are told apart, by the run or by the message itself."""
+    answers = [number for number, message in enumerate(messages) if message.role == "assistant"]
+    chosen = {"answers": answers, "last": answers[-1:], "all": range(len(messages))}[rules.learn]
+    out: dict[int, float] = {}
+    for number, message in enumerate(messages):
+        learned = number in chosen if message.learn is None else message.learn
+        told = message.learn is not None or message.weight != 1.0
+        if told or (learned and rules.learn != "all"):
+            out[number] = message.weight if learned else 0.0
+    return out
+
+
+def _answer(
+    codec: Codec, prompt: Sequence[Message], answer: Sequence[Message], tools: Sequence[Mapping[str, Any]]
+) -> Piece:
+    """Prompt and answer as one piece; only the answer's assistant turns are learned."""
+    turns = enumerate(answer, len(prompt))
+    wanted = {number: turn.weight for number, turn in turns if turn.role == "assistant" and turn.learn is not False}
+    if not wanted:
+        raise NoMask("no answer", "the answer has no assistant turn")
+    piece = _piece(codec, (*prompt, *answer), tools, wanted, False)
+    if not 0 < _first_learned(piece) < len(piece):
+        raise NoMask("no prompt", "nothing stands before the answer")
+    return piece
+
+
+def _piece(
+    codec: Codec,
+    messages: Sequence[Message],
+    tools: Sequence[Mapping[str, Any]],
+    wanted: Mapping[int, float],
+    everything: bool,
+) -> Piece:
+    """A chat as one piece; wanted: the weight of each message that is told apart; everything: that of the rest is 1."""
+    text, found = spans(codec, messages, tools, [number for number in wanted if not everything or wanted[number] != 1])
+    ids, cuts = codec.locate(text, [cut for span in found for cut in (span.start, span.stop)])
+    if not ids:
+        raise NoMask("empty", "the chat template writes nothing for this chat")
+    weights = np.full(len(ids), float(everything), np.float32)
+    for span, start, stop in zip(found, cuts[::2], cuts[1::2], strict=True):
+        weights[start:stop] = wanted[span.message]
+    weights[0] = 0.0
+    return Piece(np.array(ids, np.int32), weights)
+
+
+def _fork(left: Piece, right: Piece) -> int:
+    """How many first tokens two pieces share before anything is learned."""
+    stop = min(_first_learned(left), _first_learned(right))
+    differ = np.flatnonzero(left.tokens[:stop] != right.tokens[:stop])
+    fork = int(differ[0]) if len(differ) else stop
+    if fork == 0:
+        raise NoMask("no common prompt", "the renderings of the two answers share no beginning")
+    return fork
+
+
+def _first_learned(piece: Piece) -> int:
+    learned = np.flatnonzero(piece.weights)
+    return int(learned[0]) if len(learned) else len(piece)
+
+
+def _branch(piece: Piece, start: int) -> Piece:
+    """An answer up to its closing token; what the template writes after that is no part of it."""
+    return _between(piece, start, int(np.flatnonzero(piece.weights)[-1]) + 1)
+
+
+def _between(piece: Piece, start: int, stop: int) -> Piece:
+    return Piece(piece.tokens[start:stop], piece.weights[start:stop])
+
+
+def _shorten(row: TokenRow, record: Record, rules: Rules, count: Count) -> list[TokenRow]:
+    """What the rules make of a row that is too long."""
+    what = f"has {row.depth:,} tokens, and train.max_tokens is {rules.max_tokens:,}"
+    if rules.over_long == "refuse":
+        raise Problem(str(record.place), what, "Raise max_tokens, or set train.over_long to drop or truncate")
+    if rules.over_long == "drop":
+        raise NoMask("too long", what)
+    if rules.over_long == "split":
+        count(SPLIT)
+        return _windows(row.trunk, rules.max_tokens)
+    count(TRUNCATED)
+    return [_truncated(row, rules.max_tokens, what)]
+
+
+def _windows(piece: Piece, size: int) -> list[TokenRow]:
+    """Windows of a text; each begins with the token that the one before ended with, so that every token is learned."""
+    size = max(2, size)
+    windows: list[TokenRow] = []
+    for start in range(0, max(1, len(piece) - 1), size - 1):
+        weights = piece.weights[start : start + size].copy()
+        weights[0] = 0.0
+        windows.append(TokenRow(Piece(piece.tokens[start : start + size], weights)))
+    return windows
+
+
+def _truncated(row: TokenRow, size: int, what: str) -> TokenRow:
+    """A row cut at its end; rows of which a path would lose all that is learned are not used."""
+    room = size - len(row.trunk)
+    if row.branches and room <= 0:
+        raise NoMask("too long", f"{what}; the prompt alone has {len(row.trunk):,}")
+    trunk = _between(row.trunk, 0, size)
+    branches = tuple(_between(branch, 0, room) for branch in row.branches)
+    if any(not branch.weights.any() for branch in branches) or not (branches or trunk.weights.any()):
+        raise NoMask("too long", f"{what}; what is left holds nothing to learn")
+    return TokenRow(trunk, branches, values=row.values)
+
+
+def _rejected(record: Record, reason: str, message: str) -> Rejected:
+    return Rejected(record.place, reason, message, _excerpt(record))
+
+
+def _excerpt(record: Record) -> str:
+    """How a record begins, for a person."""
+    if isinstance(record, Text):
+        text = record.text
+    else:
+        messages = getattr(record, "messages", None) or getattr(record, "prompt", ())
+        text = " / ".join(message.content for message in messages)
+    text = " ".join(text[: 4 * _EXCERPT].split())
+    return text if len(text) <= _EXCERPT else text[:_EXCERPT] + " …"

@@ -1,0 +1,520 @@
+"""Codec: a model's tokenizer and chat template in one frozen value, without transformers.
+
+    messages ─▶ escape ─▶ render ─▶ text ─▶ ids
+               (special tokens in what people wrote become marks, so that only the template's own are special)
+
+Two tokenizers stand behind it. The first is the model's own. The second is its twin, in which every special token is
+spelled with characters that no text holds; texts that spell a special token go through the twin, where that spelling
+is ordinary text, and everything else about the tokenizer stays as it is.
+"""
+
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+from numpy.typing import NDArray
+from tokenizers import AddedToken, Tokenizer
+
+from tunesmith.core.problem import Problem
+from tunesmith.core.records import Message
+from tunesmith.data.template import (
+    CHATML,
+    CHATML_PLAIN,
+    FROZEN_DATE,
+    RESERVED,
+    Rendered,
+    Template,
+    TemplateRefusal,
+)
+
+THINKING = ("<think>", "</think>")
+"""Markers that answers write themselves; in the model's turns they stay what the tokenizer makes of them."""
+
+_ESCAPE, _STAND_IN, PROBE = "\ufdd2", "\ufdd3", "\ufdd4"
+_FIRST_MARK = 0x100000
+_ESCAPED = re.compile(f"{_ESCAPE}(.)", re.DOTALL)
+_MARKERS = ("<|im_start|>", "<|im_end|>")
+
+
+@dataclass(frozen=True, slots=True)
+class CodecParts:
+    """What a codec is made of, as plain strings and numbers, so that it can be sent to another process."""
+
+    tokenizer: str
+    template: str
+    tool_template: str | None = None
+    template_was_set: str = ""
+    specials: tuple[tuple[str, str], ...] = ()
+    prefix: tuple[int, ...] = ()
+    suffix: tuple[int, ...] = ()
+    date: str = FROZEN_DATE
+
+
+class Codec:
+    """Text and chats to token ids, and back."""
+
+    def __init__(self, parts: CodecParts) -> None:
+        """Raises: Problem: the tokenizer or the template in `parts` is none."""
+        self.parts = parts
+        self._json = _stripped(parts.tokenizer)
+        self._own = _tokenizer(json.dumps(self._json), "tokenizer")
+        named = dict(parts.specials)
+        self.special_ids = {
+            token["content"]: int(token["id"]) for token in self._json["added_tokens"] if token["special"]
+        }
+        self.bos = self._id(named.get("bos_token"))
+        self.eos = self._id(named.get("eos_token"))
+        self.pad = next((i for i in (self._id(named.get("pad_token")), self.eos, self.bos) if i is not None), 0)
+        self._marks = {text: chr(_FIRST_MARK + number) for number, text in enumerate(self.special_ids)}
+        self._specials = _any_of(self._marks)
+        self._answer_specials = _any_of(text for text in self._marks if text not in THINKING)
+        self._template = Template(parts.template, named, parts.date)
+        tools = parts.tool_template
+        self._tool_template = Template(tools, named, parts.date) if tools else self._template
+
+    @classmethod
+    def load(cls, folder: Path, template: str | None = None) -> Codec:
+        """The codec of a local model folder.
+
+        template: a Jinja file or `chatml` to set in place of the folder's own; None keeps that.
+
+        Raises:
+            Problem: the folder holds no tokenizer, or one that cannot be read.
+        """
+        file = folder / "tokenizer.json"
+        if not file.is_file():
+            return cls.of(_slow_tokenizer(folder), template)
+        config = _read_json(folder / "tokenizer_config.json")
+        tokenizer = _with_configured(_tokenizer(_read(file), str(file)), config)
+        prefix, suffix = _frame(tokenizer)
+        specials = _named_specials(config)
+        prefix = _configured_bos(prefix, config, tokenizer, specials)
+        templates = _templates(folder, config)
+        return cls._assemble(tokenizer.to_str(), templates, template, specials, prefix, suffix)
+
+    @classmethod
+    def of(cls, tokenizer: Any, template: str | None = None) -> Codec:
+        """The codec of a tokenizer of transformers.
+
+        Raises:
+            Problem: it has no fast tokenizer behind it.
+        """
+        backend = getattr(tokenizer, "backend_tokenizer", None)
+        if not isinstance(backend, Tokenizer):
+            raise Problem(
+                f"tokenizer {type(tokenizer).__name__}",
+                "is written in plain Python and has no tokenizer.json",
+                "Convert it: load it with transformers' AutoTokenizer and save it as a fast tokenizer",
+            )
+        found: Any = tokenizer.chat_template
+        templates = {"default": found} if isinstance(found, str) else dict(found or {})
+        specials = {name: str(text) for name, text in tokenizer.special_tokens_map.items() if isinstance(text, str)}
+        prefix, suffix = _frame(backend)
+        return cls._assemble(backend.to_str(), templates, template, specials, prefix, suffix)
+
+    @classmethod
+    def _assemble(
+        cls,
+        tokenizer: str,
+        templates: Mapping[str, str],
+        wanted: str | None,
+        specials: Mapping[str, str],
+        prefix: tuple[int, ...],
+        suffix: tuple[int, ...],
+    ) -> Codec:
+        source, was_set = _choose_template(templates.get("default"), wanted, tokenizer, specials)
+        tools = None if was_set else templates.get("tool_use")
+        return cls(CodecParts(tokenizer, source, tools, was_set, tuple(sorted(specials.items())), prefix, suffix))
+
+    @property
+    def template(self) -> str:
+        """The source of the chat template in use; it is saved with the model."""
+        return self.parts.template
+
+    @property
+    def template_was_set(self) -> bool:
+        """Whether the template is not the tokenizer's own."""
+        return bool(self.parts.template_was_set)
+
+    @cached_property
+    def vocab_size(self) -> int:
+        """One more than the highest id: the rows an embedding needs."""
+        return 1 + max(self._own.get_vocab(with_added_tokens=True).values())
+
+    @cached_property
+    def header(self) -> str:
+        """The text that opens an answer, such as `<|im_start|>assistant` and a line break; empty where unknown."""
+        ask = [{"role": "user", "content": PROBE}]
+        try:
+            before = self._template.render(ask).text
+            after = self._template.render(ask, add_generation_prompt=True).text
+        except (Problem, TemplateRefusal):
+            return ""
+        return after.removeprefix(before) if after.startswith(before) else ""
+
+    @cached_property
+    def end_texts(self) -> tuple[str, ...]:
+        """The special tokens that end an answer: those the template writes after one, and the end of text."""
+        call = {"type": "function", "function": {"name": PROBE, "arguments": {PROBE: PROBE}}}
+        answers: list[dict[str, Any]] = [{"content": PROBE}, {"content": "", "tool_calls": [call]}]
+        eos = [text for text, number in self.special_ids.items() if number == self.eos]
+        found = [self._end_of({"role": "assistant", **answer}) for answer in answers]
+        return tuple(dict.fromkeys([text for text in found if text] + eos))
+
+    @cached_property
+    def end_pattern(self) -> re.Pattern[str]:
+        """Finds the next end of an answer in a rendered text."""
+        return _any_of(self.end_texts)
+
+    @property
+    def end_tokens(self) -> tuple[int, ...]:
+        """The ids at which an answer is over."""
+        return tuple(self.special_ids[text] for text in self.end_texts)
+
+    def fingerprint(self) -> str:
+        """A hash of everything that decides which ids a row becomes."""
+        return hashlib.sha256(json.dumps(asdict(self.parts), sort_keys=True).encode()).hexdigest()
+
+    def encode_text(self, text: str) -> list[int]:
+        """The ids of a text; special tokens spelled in it are plain text."""
+        if self._specials.search(text) is None:
+            return self._own.encode(text, add_special_tokens=False).ids
+        _refuse_reserved(text)
+        return self._twin.encode(text, add_special_tokens=False).ids
+
+    def encode_chat(
+        self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] = (), add_generation_prompt: bool = False
+    ) -> list[int]:
+        """The ids of a chat as the template writes it.
+
+        Raises:
+            TemplateRefusal: the template refuses the chat.
+        """
+        return self.locate(self.render(messages, tools, add_generation_prompt).text, ())[0]
+
+    def render(
+        self,
+        messages: Sequence[Message],
+        tools: Sequence[Mapping[str, Any]] = (),
+        add_generation_prompt: bool = False,
+        trusted: bool = False,
+    ) -> Rendered:
+        """The chat as text, in which special tokens are the template's own; those of people are marks.
+
+        trusted: whether the text may hold `PROBE`, since we put it there.
+
+        Raises:
+            TemplateRefusal: the template refuses the chat, or has no place for a part of it.
+            Problem: the template breaks its limits.
+        """
+        template, source = self._template, self.parts.template
+        if tools and self.parts.tool_template:
+            template, source = self._tool_template, self.parts.tool_template
+        plain = [message.plain() for message in messages]
+        _refuse_unread(plain, tools, source)
+        if not trusted:
+            _refuse_reserved(plain, tools)
+        escaped = [self._escape(message, message["role"] == "assistant") for message in plain]
+        return template.render(escaped, [self._escape(tool) for tool in tools], add_generation_prompt)
+
+    def locate(self, text: str, cuts: Sequence[int]) -> tuple[list[int], NDArray[np.int64]]:
+        """The ids of a rendered text, and for each cut between characters the first token that reaches past it."""
+        tokenizer = self._own
+        if _ESCAPE in text:
+            text, cuts = self._for_twin(text, cuts)
+            tokenizer = self._twin
+        encoding = tokenizer.encode(text, add_special_tokens=False)
+        if not cuts:
+            return encoding.ids, np.zeros(0, np.int64)
+        ends = np.maximum.accumulate(np.fromiter((stop for _, stop in encoding.offsets), np.int64, len(encoding)))
+        return encoding.ids, np.searchsorted(ends, np.asarray(cuts, np.int64), side="right")
+
+    def has_special(self, text: str) -> bool:
+        """Whether a text spells a special token."""
+        return self._specials.search(text) is not None
+
+    def decode(self, ids: Sequence[int], special: bool = False) -> str:
+        """The text of ids; special: whether special tokens are written out."""
+        return self._own.decode(list(ids), skip_special_tokens=not special)
+
+    def decode_stream(self, special: bool = False) -> TextStream:
+        """A decoder that takes ids one at a time and never shows half a character."""
+        return TextStream(self, special)
+
+    def show(self, token: int) -> str:
+        """One token as the vocabulary spells it."""
+        return self._own.id_to_token(token) or f"<{token}>"
+
+    @cached_property
+    def _twin(self) -> Tokenizer:
+        data = json.loads(json.dumps(self._json))
+        names = {text: _STAND_IN + mark for text, mark in self._marks.items()}
+        _rename(data, names)
+        twin = _tokenizer(json.dumps(data), "tokenizer")
+        wrong = [text for text, name in names.items() if twin.token_to_id(name) != self.special_ids[text]]
+        if wrong:
+            raise RuntimeError(f"the twin tokenizer lost the ids of {wrong[:5]}")
+        return twin
+
+    def _id(self, text: str | None) -> int | None:
+        return None if text is None else self._own.token_to_id(text)
+
+    def _end_of(self, answer: dict[str, Any]) -> str | None:
+        chat = [{"role": "user", "content": "a"}, answer]
+        try:
+            text = self._template.render(chat).text
+        except (Problem, TemplateRefusal):
+            return None
+        found = self._specials.search(text, text.rindex(PROBE)) if PROBE in text else None
+        return found.group() if found else None
+
+    def _escape(self, value: Any, answer: bool = False) -> Any:
+        if isinstance(value, str):
+            specials = self._answer_specials if answer else self._specials
+            return specials.sub(lambda found: _ESCAPE + self._marks[found.group()], value)
+        if isinstance(value, Mapping):
+            items = cast("Mapping[Any, Any]", value).items()
+            return {self._escape(key, answer): self._escape(part, answer) for key, part in items}
+        if isinstance(value, (list, tuple)):
+            return [self._escape(part, answer) for part in cast("Sequence[Any]", value)]
+        return value
+
+    def _for_twin(self, text: str, cuts: Sequence[int]) -> tuple[str, list[int]]:
+        """A rendered text as the twin reads it, and its cuts moved along."""
+        texts = {mark: special for special, mark in self._marks.items()}
+        out: list[str] = []
+        old, new = [0], [0]
+        at = 0
+        for found in re.finditer(f"{_ESCAPED.pattern}|{self._specials.pattern}", text, re.DOTALL):
+            mark = found.group(1)
+            replaced = _STAND_IN + self._marks[found.group()] if mark is None else texts[mark]
+            out += (text[at : found.start()], replaced)
+            new.append(new[-1] + found.start() - at + len(replaced))
+            at = found.end()
+            old.append(at)
+        out.append(text[at:])
+        return "".join(out), [_moved(cut, old, new) for cut in cuts]
+
+
+class TextStream:
+    """Ids in, text out, a character only when all its bytes are there."""
+
+    _HELD = 16
+
+    def __init__(self, codec: Codec, special: bool) -> None:
+        self._codec = codec
+        self._special = special
+        self._ids: list[int] = []
+        self._shown = 0
+
+    def add(self, token: int) -> str:
+        """The text that this token completes; empty while a character is unfinished."""
+        self._ids.append(token)
+        text = self._text()
+        if text.endswith("\ufffd") and len(self._ids) < self._HELD:
+            return ""
+        return self._take(text)
+
+    def rest(self) -> str:
+        """What is left at the end, an unfinished character included."""
+        return self._take(self._text())
+
+    def _take(self, text: str) -> str:
+        fresh = text[self._shown :]
+        self._ids = self._ids[-1:] if not fresh.endswith("\ufffd") else []
+        self._shown = len(self._text())
+        return fresh
+
+    def _text(self) -> str:
+        return self._codec.decode(self._ids, self._special)
+
+
+def _moved(cut: int, old: list[int], new: list[int]) -> int:
+    last = int(np.searchsorted(old, cut, side="right")) - 1
+    return new[last] + cut - old[last]
+
+
+def _refuse_reserved(*values: Any) -> None:
+    found = next(filter(None, map(RESERVED.search, _texts(values))), None)
+    if found:
+        raise TemplateRefusal(f"holds the Unicode noncharacter U+{ord(found.group()):04X}, which no text may hold")
+
+
+def _texts(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for key, part in cast("Mapping[Any, Any]", value).items():
+            yield from _texts(key)
+            yield from _texts(part)
+    elif isinstance(value, (list, tuple)):
+        for part in cast("Sequence[Any]", value):
+            yield from _texts(part)
+
+
+def _refuse_unread(messages: Sequence[Mapping[str, Any]], tools: Sequence[Any], source: str) -> None:
+    """Refuse what the template would leave out in silence."""
+    parts = {"tools": bool(tools)}
+    for name in ("tool_calls", "reasoning_content"):
+        parts[name] = any(message.get(name) for message in messages)
+    for name, used in parts.items():
+        if used and name not in source:
+            word = name.replace("_", " ").replace("reasoning content", "reasoning")
+            raise TemplateRefusal(f"has {word}, and the chat template has no place for them")
+
+
+def _any_of(texts: Any) -> re.Pattern[str]:
+    words = sorted(texts, key=len, reverse=True)
+    return re.compile("|".join(map(re.escape, words)) if words else r"(?!)")
+
+
+def _rename(data: dict[str, Any], names: Mapping[str, str]) -> None:
+    """Spell the special tokens of a tokenizer's JSON anew, in place."""
+    for token in data["added_tokens"]:
+        if token["content"] in names and token["special"]:
+            token.update(content=names[token["content"]], normalized=False)
+    model = data["model"]
+    vocab = model["vocab"]
+    if isinstance(vocab, dict):
+        model["vocab"] = {names.get(text, text): number for text, number in cast("dict[str, int]", vocab).items()}
+    else:
+        model["vocab"] = [[names.get(text, text), score] for text, score in vocab]
+    if model.get("unk_token") in names:
+        model["unk_token"] = names[model["unk_token"]]
+
+
+def _tokenizer(text: str, where: str) -> Tokenizer:
+    try:
+        return Tokenizer.from_str(text)
+    except Exception as error:  # tokenizers raises bare Exception for whatever is wrong
+        raise Problem(where, f"is no tokenizer: {error}", "Check that the file is complete") from error
+
+
+def _stripped(text: str) -> dict[str, Any]:
+    """A tokenizer's JSON without what it would add, cut or fill by itself."""
+    data = json.loads(text)
+    data.update(post_processor=None, truncation=None, padding=None)
+    return data
+
+
+def _frame(tokenizer: Tokenizer) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The ids that the tokenizer itself puts before and after a text."""
+    bare = tokenizer.encode("a", add_special_tokens=False).ids
+    full = tokenizer.encode("a", add_special_tokens=True).ids
+    for start in range(len(full) - len(bare) + 1):
+        if full[start : start + len(bare)] == bare:
+            return tuple(full[:start]), tuple(full[start + len(bare) :])
+    return (), ()
+
+
+def _configured_bos(
+    prefix: tuple[int, ...], config: Mapping[str, Any], tokenizer: Tokenizer, specials: Mapping[str, str]
+) -> tuple[int, ...]:
+    wanted = config.get("add_bos_token")
+    bos = tokenizer.token_to_id(specials["bos_token"]) if "bos_token" in specials else None
+    if bos is None or not isinstance(wanted, bool):
+        return prefix
+    rest = prefix[1:] if prefix[:1] == (bos,) else prefix
+    return (bos, *rest) if wanted else rest
+
+
+def _with_configured(tokenizer: Tokenizer, config: Mapping[str, Any]) -> Tokenizer:
+    """Add the tokens that only tokenizer_config.json names, and mark the named ones as special."""
+    listed = sorted(config.get("added_tokens_decoder", {}).items(), key=lambda item: int(item[0]))
+    for _, token in listed:
+        if tokenizer.token_to_id(token["content"]) is None:
+            flags = {name: token[name] for name in _FLAGS if name in token}
+            tokenizer.add_tokens([AddedToken(token["content"], **flags)])
+    added = {token.content for token in tokenizer.get_added_tokens_decoder().values() if token.special}
+    missing = [text for text in _named_specials(config).values() if text not in added]
+    tokenizer.add_special_tokens([AddedToken(text, special=True, normalized=False) for text in missing])
+    return tokenizer
+
+
+_FLAGS = ("lstrip", "rstrip", "single_word", "normalized", "special")
+
+
+def _named_specials(config: Mapping[str, Any]) -> dict[str, str]:
+    out: dict[str, str] = {}
+    for name, value in config.items():
+        text = value.get("content") if isinstance(value, dict) else value
+        if name.endswith("_token") and isinstance(text, str) and text:
+            out[name] = text
+    return out
+
+
+def _templates(folder: Path, config: Mapping[str, Any]) -> dict[str, str]:
+    """The templates of a model folder by name; files win over the configuration."""
+    found = config.get("chat_template")
+    out: dict[str, str] = {"default": found} if isinstance(found, str) else {}
+    if isinstance(found, list):
+        out = {str(item["name"]): str(item["template"]) for item in cast("list[dict[str, str]]", found)}
+    file = folder / "chat_template.jinja"
+    if file.is_file():
+        out["default"] = _read(file)
+    more = folder / "additional_chat_templates"
+    return out | {path.stem: _read(path) for path in sorted(more.glob("*.jinja"))}
+
+
+def _choose_template(
+    found: str | None, wanted: str | None, tokenizer: str, specials: Mapping[str, str]
+) -> tuple[str, str]:
+    """The template's source, and a sentence for the person if it is not the tokenizer's own."""
+    if wanted not in (None, "chatml"):
+        return _read(Path(wanted)), f"the chat template is {wanted}, as asked"
+    if found and wanted is None:
+        return found, ""
+    why = "as asked" if wanted else "since the tokenizer has none"
+    single = {token["content"] for token in json.loads(tokenizer)["added_tokens"] if token["special"]}
+    if single.issuperset(_MARKERS):
+        return CHATML, f"the chat template is ChatML, {why}"
+    if "eos_token" not in specials:
+        raise Problem(
+            "tokenizer",
+            "has no chat template, and no end token that could end a turn",
+            "Set model.chat_template to a Jinja file that fits the model",
+        )
+    return CHATML_PLAIN, (
+        f"the chat template is ChatML with its markers as plain text and {specials['eos_token']!r} at the end of a "
+        f"turn, {why} and its vocabulary lacks the markers"
+    )
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise Problem(str(path), f"cannot be read ({error})", "Check the path and the file") from error
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    try:
+        value: Any = json.loads(_read(path))
+    except ValueError as error:
+        raise Problem(str(path), f"is not JSON ({error})", "Check that the file is complete") from error
+    if not isinstance(value, dict):
+        raise Problem(str(path), "holds no options by name", "Check that the file is complete")
+    return cast("dict[str, Any]", value)
+
+
+def _slow_tokenizer(folder: Path) -> Any:
+    if not folder.is_dir():
+        raise Problem(str(folder), "there is no such folder", "Give the folder of a model")
+    from transformers import AutoTokenizer
+
+    load: Callable[..., Any] = AutoTokenizer.from_pretrained
+    try:
+        return load(folder, trust_remote_code=False, local_files_only=True)
+    except (OSError, ValueError, ImportError, KeyError) as error:
+        raise Problem(str(folder), f"holds no tokenizer that can be loaded ({error})", "Add tokenizer.json") from error
