@@ -13,6 +13,7 @@ import os
 import shutil
 import sys
 import time
+from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -27,14 +28,14 @@ SEED = 20
 SEED_MODEL = BUILD / "seed"
 END_OF_TEXT_ID, _, TURN_END_ID = range(len(SPECIAL))
 
-CANDIDATES: dict[str, dict[str, int]] = {
+CANDIDATES: dict[str, dict[str, Any]] = {
     "narrow": {"hidden_size": 192, "num_hidden_layers": 8, "intermediate_size": 512, "num_attention_heads": 6},
     "wide": {"hidden_size": 256, "num_hidden_layers": 5, "intermediate_size": 672, "num_attention_heads": 8},
 }
 CHOSEN = "wide"
 
 
-def configuration(shape: dict[str, int]) -> Qwen3Config:
+def configuration(shape: dict[str, Any]) -> Qwen3Config:
     """The configuration of a shape; everything else is the same for all."""
     return Qwen3Config(
         **shape,
@@ -50,13 +51,13 @@ def configuration(shape: dict[str, int]) -> Qwen3Config:
     )
 
 
-def untrained(shape: dict[str, int]) -> Qwen3ForCausalLM:
+def untrained(shape: dict[str, Any]) -> Qwen3ForCausalLM:
     """A model with random float32 weights that follow from `SEED` alone."""
     torch.manual_seed(SEED)
     return Qwen3ForCausalLM(configuration(shape)).float()
 
 
-def write(shape: dict[str, int]) -> int:
+def write(shape: dict[str, Any]) -> int:
     """Write the untrained model with its tokenizer; returns the number of its parameters."""
     SEED_MODEL.mkdir(parents=True, exist_ok=True)
     for file in TOKENIZER_FILES:
@@ -70,7 +71,7 @@ def write(shape: dict[str, int]) -> int:
     return model.num_parameters()
 
 
-def measure(shape: dict[str, int], rows: int = 8, length: int = 256, steps: int = 6) -> float:
+def measure(shape: dict[str, Any], rows: int = 8, length: int = 256, steps: int = 6) -> float:
     """Tokens trained in a second with plain transformers and AdamW, the fastest of a few steps."""
     model = untrained(shape).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, fused=True)

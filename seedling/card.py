@@ -1,0 +1,170 @@
+"""The model card: what went into the seedling and how it was trained, every figure counted or read from a file.
+
+sources.json, build/corpus.jsonl, the weights' header, a run folder ─▶ builtin/seedling/README.md
+
+python -m seedling.card                  # before training
+python -m seedling.card runs/seedling    # with the course of that run
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer
+
+from seedling import BUILD, BUILTIN, SOURCES
+from seedling.tokenizer import ENTRIES, MAX_TOKENS, corpus_by_source
+from tunesmith.core.events import read_events
+from tunesmith.core.rundir import open_run, write_atomic
+
+FOLDER = BUILTIN / "seedling"
+LANGUAGES = {"en": "English", "zh": "Chinese"}
+
+_PAGE = """\
+---
+language: [en, zh]
+license: apache-2.0
+library_name: transformers
+pipeline_tag: text-generation
+---
+
+# seedling
+
+The small base model that ships with tunesmith as `builtin:seedling`. It continues English and Chinese text; it knows
+next to nothing and answers no questions before it is fine-tuned. It is there so that every part of tunesmith can be
+tried on any machine in minutes, without a download.
+
+{shape}
+
+## Tokenizer
+
+Byte-level BPE of {entries:,} entries, digits single, no normalisation: every text comes back byte for byte. The chat
+template is ChatML with tools. `<|endoftext|>` ends a document, `<|im_end|>` a turn.
+
+{compression}
+
+## What it was trained on
+
+{rows:,} documents, {tokens:,} tokens; one in a hundred documents, chosen by a hash of its content, was held out and is
+not counted here. Texts keep their licences; where a licence asks for attribution or share-alike, this table is the
+notice.
+
+{sources}
+
+## How it was trained
+
+With tunesmith's own `pretrain` objective and method `full`, from random weights; `seedling/` in the source tree holds
+every step.
+
+{training}
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Count:
+    """What one source brings, counted from the corpus."""
+
+    fact: dict[str, Any]
+    tokens: int
+
+    @property
+    def language(self) -> str:
+        return self.fact["language"]
+
+
+def card(run: Path | None) -> str:
+    """The text of the model card; `run` is the folder of the training run, if there was one."""
+    counts = count_sources()
+    return _PAGE.format(
+        shape=_shape(FOLDER if (FOLDER / "config.json").is_file() else BUILD / "seed"),
+        entries=ENTRIES,
+        compression=_compression(counts),
+        rows=sum(count.fact["rows"] for count in counts),
+        tokens=sum(count.tokens for count in counts),
+        sources=_sources(counts),
+        training=_training(run) if run else "This folder holds no weights yet.",
+    )
+
+
+def count_sources() -> list[Count]:
+    """Tokens of each source, with the tokenizer that ships."""
+    tokenizer = Tokenizer.from_file(str(FOLDER / "tokenizer.json"))
+    facts = {fact["name"]: fact for fact in json.loads(SOURCES.read_text(encoding="utf-8"))}
+    return [
+        Count(facts[name], sum(len(encoding.ids) for encoding in tokenizer.encode_batch(documents)))
+        for name, _, documents in corpus_by_source()
+    ]
+
+
+def parameters(weights: Path) -> int:
+    """The number of parameters in a safetensors file, from its header alone."""
+    with weights.open("rb") as file:
+        (length,) = struct.unpack("<Q", file.read(8))
+        header: dict[str, Any] = json.loads(file.read(length))
+    return sum(prod(tensor["shape"]) for name, tensor in header.items() if name != "__metadata__")
+
+
+def table(head: Iterable[str], rows: Iterable[Iterable[object]]) -> str:
+    """A Markdown table; whole numbers get separators, others three places."""
+    titles = list(head)
+    lines = [titles, ["---"] * len(titles), *([_cell(value) for value in row] for row in rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _cell(value: object) -> str:
+    if isinstance(value, int):
+        return f"{value:,}"
+    return f"{value:.3f}" if isinstance(value, float) else str(value)
+
+
+def _shape(folder: Path) -> str:
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    keys = ("num_hidden_layers", "hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads")
+    rows = [("architecture", config["architectures"][0]), ("parameters", parameters(folder / "model.safetensors"))]
+    rows += [(key.removeprefix("num_").replace("_", " "), config[key]) for key in keys]
+    return table(("part", "value"), [*rows, ("longest row, tokens", MAX_TOKENS)])
+
+
+def _compression(counts: list[Count]) -> str:
+    rows: list[tuple[object, ...]] = []
+    for code, name in LANGUAGES.items():
+        own = [count for count in counts if count.language == code]
+        tokens, characters = sum(count.tokens for count in own), sum(count.fact["characters"] for count in own)
+        rows.append((name, tokens, characters, characters / tokens))
+    return table(("language", "tokens", "characters", "characters a token"), rows)
+
+
+def _sources(counts: list[Count]) -> str:
+    head = ("source", "language", "documents", "tokens", "licence", "from")
+    rows = [
+        (fact["name"], LANGUAGES[count.language], fact["rows"], count.tokens, fact["licence"], fact["attribution"])
+        for count in counts
+        for fact in (count.fact,)
+    ]
+    return table(head, rows)
+
+
+def _training(run: Path) -> str:
+    """The run file and every validation of a run."""
+    folder = open_run(run)
+    measured = [event for event in read_events(folder.events) if event.kind == "validate"]
+    names = list(dict.fromkeys(name for event in measured for name in event.values))
+    rows = [(event.step, *(event.values.get(name, "") for name in names)) for event in measured]
+    course = table(("step", *names), rows)
+    return f"{course}\n\n```yaml\n{folder.run_file.read_text(encoding='utf-8').strip()}\n```"
+
+
+def main(arguments: list[str]) -> None:
+    text = card(Path(arguments[0]) if arguments else None)
+    write_atomic(FOLDER / "README.md", text.encode())
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
