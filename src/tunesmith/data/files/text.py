@@ -1,0 +1,34 @@
+"""Plain text: one row a file, with line ends as LF."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from tunesmith.core.records import Place
+from tunesmith.data.files.base import MAX_ROW, Found, RawRow, excerpt, too_long
+from tunesmith.data.files.encoding import Encoding, is_sound, texts
+from tunesmith.data.report import Rejected
+
+
+def read_text(path: Path, name: str, packing: str, encoding: Encoding) -> Iterator[Found]:
+    """The one row of a text file; none where the file is empty.
+
+    Raises:
+        Problem: unreadable.
+    """
+    place = Place(name, 1, encoding.mark)
+    parts: list[str] = []
+    size = 0
+    for piece in texts(path, packing, encoding):
+        size += len(piece)
+        if size > MAX_ROW:
+            yield too_long(place, parts[0] if parts else "")
+            return
+        parts.append(piece)
+    text = "".join(parts).replace("\r\n", "\n").replace("\r", "\n")
+    if not is_sound(text):
+        message = "holds bytes that do not fit the file's encoding; save the file as UTF-8"
+        yield Rejected(place, "bad-encoding", message, excerpt(text))
+    elif text:
+        yield RawRow({"text": text}, place)

@@ -1,0 +1,116 @@
+"""What a record says: its texts, a hash of its content, and what is odd about them though they can be used."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from array import array
+from collections.abc import Iterator, Mapping
+from dataclasses import fields
+from typing import Any, cast
+
+from tunesmith.core.records import Message, Record
+from tunesmith.data.files.encoding import is_sound
+from tunesmith.data.formats import RowFault
+
+ODDITIES = {
+    "rows with placeholders such as {{name}}": re.compile(r"\{\{\s*\w+\s*\}\}"),
+    "rows with invisible characters (zero-width or text direction)": re.compile(
+        "[\u200b-\u200f\u202a-\u202e\u2060-\u2064\u2066-\u2069\ufeff]"
+    ),
+    "rows with characters lost in an earlier conversion (\ufffd)": re.compile("\ufffd"),
+    "rows with text decoded wrongly earlier (such as â€™ for ’)": re.compile("â€|Ã[\x80-\xbf]|Â[\x80-\xbf]"),
+}
+"""What is counted and said, but kept: {what a person reads: the pattern}."""
+MOST_HASHES = 2**25
+"""How many different rows are remembered when looking for duplicates: 512 MiB of hashes at most."""
+
+
+def record_texts(record: Record) -> Iterator[str]:
+    """Every text of a record, tool calls and tools as JSON."""
+    for part in fields(record):
+        if part.name != "place":
+            yield from _texts(getattr(record, part.name))
+
+
+def content_hash(record: Record) -> bytes:
+    """A hash [16 bytes] of what a record says, wherever it stands."""
+    content = [(part.name, getattr(record, part.name)) for part in fields(record) if part.name != "place"]
+    return hashlib.blake2b(repr((type(record).__name__, content)).encode("utf-8", "replace"), digest_size=16).digest()
+
+
+def refuse_unwritable(record: Record) -> None:
+    """Refuse text that no tokenizer takes as it is.
+
+    Raises:
+        RowFault: a NUL character or a lone surrogate.
+    """
+    for text in record_texts(record):
+        if "\0" in text:
+            raise RowFault("nul-character", "holds a NUL character")
+        if not is_sound(text):
+            raise RowFault("lone-surrogate", "holds half of a surrogate pair, which is no character")
+
+
+def oddities(record: Record) -> list[str]:
+    """The names of what is odd about a record."""
+    text = "\n".join(record_texts(record))
+    return [name for name, pattern in ODDITIES.items() if pattern.search(text)]
+
+
+class Seen:
+    """Remembers contents by 8-byte hashes in one flat table, so that a million rows cost 16 MiB."""
+
+    def __init__(self) -> None:
+        self.table = array("Q", bytes(8 * 1024))
+        self.count = 0
+
+    @property
+    def full(self) -> bool:
+        """Whether no further content is remembered, so that duplicates are a lower bound."""
+        return self.count >= MOST_HASHES
+
+    def add(self, content: bytes) -> bool:
+        """Remember a content hash; True if it was seen before."""
+        key = int.from_bytes(content[:8], "little") or 1
+        slot = self._slot(key)
+        if self.table[slot]:
+            return True
+        if not self.full:
+            self.table[slot] = key
+            self.count += 1
+            if 2 * self.count > len(self.table):
+                self._grow()
+        return False
+
+    def _slot(self, key: int) -> int:
+        table, mask = self.table, len(self.table) - 1
+        slot = key & mask
+        while table[slot] and table[slot] != key:
+            slot = (slot + 1) & mask
+        return slot
+
+    def _grow(self) -> None:
+        keys = self.table
+        self.table = array("Q", bytes(16 * len(keys)))
+        for key in keys:
+            if key:
+                self.table[self._slot(key)] = key
+
+
+def _texts(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Message):
+        yield value.content
+        if value.reasoning is not None:
+            yield value.reasoning
+        if value.name is not None:
+            yield value.name
+        yield from _texts(value.tool_calls)
+    elif isinstance(value, Mapping):
+        yield json.dumps(value, ensure_ascii=False, default=str).replace("\\u0000", "\0")
+    elif isinstance(value, tuple):
+        for item in cast("tuple[Any, ...]", value):
+            yield from _texts(item)
