@@ -45,7 +45,7 @@ def test_no_places_of_a_machine(kind: str) -> None:
 
 
 def test_no_names_of_machines() -> None:
-    """Data is left out: a review may well speak of farm-fresh eggs."""
+    """Data is left out: a review of eggs may well praise the farm they came from."""
     found = {
         name: hit.group()
         for name, text in texts()
