@@ -1,1 +1,1 @@
-"""The command `tunesmith`: one file a verb."""
+"""The command line: one file a verb; what they share is the screen and the progress of training."""
