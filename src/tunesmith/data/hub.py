@@ -1,6 +1,6 @@
 """Data sets on a hub: Hugging Face through `datasets`, ModelScope as a folder; code from a hub never runs."""
 
-# pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false, reportUnknownVariableType=false
+# pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 from __future__ import annotations
 
 import os
@@ -70,12 +70,13 @@ def fetch_modelscope(name: str, revision: str | None) -> Path:
         Problem: the package is missing, or the data set cannot be fetched.
     """
     try:
-        from modelscope.hub.snapshot_download import dataset_snapshot_download  # pyright: reportMissingTypeStubs=false, ignore
+        from modelscope.hub.snapshot_download import dataset_snapshot_download
     except ImportError as error:
         raise missing_extra("modelscope", "modelscope") from error
     try:
-        return Path(dataset_snapshot_download(name, revision=revision))  # pyright: reportMissingTypeStubs=false, ignore
-    except Exception as error:  # the package raises its own, requests' and urllib's errors, with no common base
+        return Path(dataset_snapshot_download(name, revision=revision))
+    # The package raises its own errors and those of two network libraries, which have no common base.
+    except Exception as error:
         raise _not_loaded(MODELSCOPE + name, error) from error
 
 

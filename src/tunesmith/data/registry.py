@@ -23,10 +23,10 @@ MAX_BYTES = 16 * 2**20
 KEYS = ("formatting", "ranking", "subset", "split", "folder", "num_samples", "columns", "tags")
 SOURCES = ("hf_hub_url", "ms_hub_url", "om_hub_url", "script_url", "cloud_file_name", "file_name")
 """Where rows come from, in the order in which LLaMA-Factory looks."""
-COLUMNS = ("prompt", "query", "response", "history", "messages", "system", "tools", "images", "videos", "audios")
-COLUMNS += ("chosen", "rejected", "kto_tag")
-TAGS = tuple(ChatFormat.model_fields)
 MEDIA = ("images", "videos", "audios")
+CHAT_COLUMNS = ("prompt", "query", "response", "history", "messages", "system", "tools")
+COLUMNS = (*CHAT_COLUMNS, "chosen", "rejected", "kto_tag", *MEDIA)
+TAGS = tuple(ChatFormat.model_fields)
 REFUSED = {
     "script_url": ("names a script, and code that comes with data is never run", "Convert the data to JSONL once"),
     "om_hub_url": ("is on OpenMind's hub, which tunesmith does not read", "Fetch it and name the files in `file_name`"),
@@ -127,7 +127,7 @@ def _entry(spec: DataSpec, file: Path, name: str, registry: dict[str, Any]) -> E
         "format": spec.format or own_format,
         "columns": spec.columns or columns,
         "tags": spec.tags or _tags(entry, own_format),
-        "split": spec.split or entry.get("split"),
+        "split": spec.split or (None if root else entry.get("split")),
         "subset": spec.subset or entry.get("subset"),
         "limit": spec.limit or entry.get("num_samples"),
     }
@@ -151,6 +151,14 @@ def _faults(entry: dict[str, Any], where: str) -> Iterator[Problem]:
         yield Problem(where, "names no source", "Give it a `file_name` or an `hf_hub_url`")
     elif source in REFUSED:
         yield Problem(f"{where}.{source}", *REFUSED[source])
+    elif source == "file_name":
+        yield from _hub_only(entry, where)
+
+
+def _hub_only(entry: dict[str, Any], where: str) -> Iterator[Problem]:
+    for key in ("subset", "folder", "split"):
+        if entry.get(key) and (key, entry[key]) != ("split", "train"):
+            yield Problem(f"{where}.{key}", "is for data sets on a hub, and this one is a file", "Take it out")
 
 
 def _names(entry: dict[str, Any], group: str) -> dict[str, Any]:
@@ -243,7 +251,7 @@ def refuse_dropped(entry: Entry, rows: list[Mapping[str, Any]], format_name: str
         Problem: naming what would be lost.
     """
     theirs = {ours: key for key, ours in PARTS.get(format_name, {}).items()}
-    parts = [theirs.get(part, part) for part in _parts_of(format_name)]
+    parts = [theirs.get(part, part) for part in _parts_of("alpaca" if format_name == "text" else format_name)]
     named = set(entry.spec.columns.values())
     ours = PARTS.get(format_name, {})
     lost = {

@@ -73,7 +73,7 @@ class Source:
         """SHA-256 over the content of the files and over everything that decides how they are read."""
         digest = hashlib.sha256(json.dumps(self._reading(), sort_keys=True).encode())
         for file in self.files:
-            digest.update(f"\0{file.name}\0{file.path.stat().st_size}\0".encode("utf-8", "surrogateescape"))
+            digest.update(f"\0{file.kind}\0{file.packing}\0{file.path.stat().st_size}\0".encode())
             with file.path.open("rb") as stream:
                 for chunk in iter(lambda: stream.read(CHUNK), b""):
                     digest.update(chunk)
@@ -149,7 +149,7 @@ def _headed(messages: tuple[Message, ...], spec: DataSpec) -> tuple[Message, ...
     return (Message("system", spec.system), *messages)
 
 
-def _open(spec: DataSpec, base: Path, root: Path | None = None) -> Source:
+def _open(spec: DataSpec, base: Path) -> Source:
     from tunesmith.data.hub import MODELSCOPE, fetch_modelscope, is_hub_id, load_hub
 
     notes: dict[str, None] = {}
@@ -170,9 +170,7 @@ def _open(spec: DataSpec, base: Path, root: Path | None = None) -> Source:
 def _open_entry(entry: Entry, where: str) -> Source:
     from tunesmith.data.registry import refuse_dropped
 
-    local = entry.root is not None
-    spec = entry.spec.model_copy(update={"split": None, "subset": None}) if local else entry.spec
-    source = _open(spec, Path())
+    source = _open(entry.spec, Path())
     if entry.named_only:
         rows = [row.values for row in _head(source.files, source.table, source.notes.setdefault)[0]]
         refuse_dropped(entry, rows, source.format.name(), where)

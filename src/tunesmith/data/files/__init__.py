@@ -91,4 +91,4 @@ def read(file: DataFile, note: Callable[[str], None]) -> Iterator[Found]:
         return read_parquet(path, name, packing)
     from tunesmith.data.files.text import read_text
 
-    return read_text(path, name, packing, encoding)
+    return read_text(path, name, packing, encoding, note)

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from tunesmith.core.records import Place
-from tunesmith.data.files.base import MAX_ROW, Found, RawRow, excerpt, too_long
+from tunesmith.data.files.base import CHUNK, MAX_ROW, Found, RawRow, excerpt, too_long
 from tunesmith.data.files.encoding import Encoding, is_sound, texts
 from tunesmith.data.report import Rejected
 
 
-def read_text(path: Path, name: str, packing: str, encoding: Encoding) -> Iterator[Found]:
+def read_text(path: Path, name: str, packing: str, encoding: Encoding, note: Callable[[str], None]) -> Iterator[Found]:
     """The one row of a text file; none where the file is empty.
 
     Raises:
@@ -31,4 +31,11 @@ def read_text(path: Path, name: str, packing: str, encoding: Encoding) -> Iterat
         message = "holds bytes that do not fit the file's encoding; save the file as UTF-8"
         yield Rejected(place, "bad-encoding", message, excerpt(text))
     elif text:
+        if _is_table(text):
+            note(f"{name} looks like a table with tabs, and is read as one text; rename it to .tsv to read its rows")
         yield RawRow({"text": text}, place)
+
+
+def _is_table(text: str) -> bool:
+    tabs = [line.count("\t") for line in text[:CHUNK].split("\n")[:20]]
+    return len(tabs) > 2 and tabs[0] > 0 and tabs[:-1] == tabs[:1] * (len(tabs) - 1)

@@ -1,7 +1,8 @@
 """Chats in the manner of OpenAI, with tools, reasoning, and a say over what is learned.
 
     {"messages": [{"role": "user", "content": "Hi"},
-                  {"role": "assistant", "content": "Hello!", "train": true, "weight": 1.0}], "tools": […]}
+                  {"role": "assistant", "content": "Hello!", "train": true, "weight": 1.0}],
+     "tools": [{"type": "function", "function": {"name": "search", "parameters": {}}}]}
 
 `content` is a string or a list of typed parts (`text`, `reasoning`, `tool_call`). `train` and `weight` of a turn go
 before the run's own choice of what is learned.

@@ -2,7 +2,9 @@
 
     {"conversations": [{"from": "human", "value": "Hi"}],
      "chosen": {"from": "gpt", "value": "Hello!"}, "rejected": {"from": "gpt", "value": "What?"}}
-    {"prompt": "Hi", "chosen": [{"role": "user", …}, {"role": "assistant", …}], "rejected": […]}
+    {"prompt": "Hi",
+     "chosen": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello!"}],
+     "rejected": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "What?"}]}
 
 `chosen` and `rejected` are a turn, a list of turns, or a string; both may repeat the prompt.
 """

@@ -1,7 +1,7 @@
 """Rated answers, as KTO learns from: one answer, found good or bad.
 
     {"instruction": "Explain tides.", "output": "The moon …", "kto_tag": true}
-    {"messages": [{"role": "user", …}, {"role": "assistant", …}], "label": false}
+    {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello!"}], "label": true}
     {"prompt": "Explain tides.", "completion": "Nobody knows.", "label": false}
 
 In the form with turns, what follows the last turn of the user is the answer.

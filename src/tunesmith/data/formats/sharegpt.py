@@ -1,7 +1,7 @@
-"""Chats in the manner of ShareGPT, with functions.
+r"""Chats in the manner of ShareGPT, with functions.
 
     {"conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello!"}],
-     "system": "…", "tools": "[…]"}
+     "system": "Be brief.", "tools": "[{\"name\": \"search\", \"parameters\": {}}]"}
 
 A turn from `function_call` becomes an assistant's turn with tool calls, one from `observation` a tool's turn.
 """
