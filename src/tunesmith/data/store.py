@@ -21,7 +21,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import IO, Any, Protocol, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -158,6 +158,30 @@ class StoreWriter:
         return moved
 
 
+class Rows(Protocol):
+    """Token rows by number: a store, a view of one, or a few rows in memory."""
+
+    def __len__(self) -> int: ...
+
+    def row(self, number: int) -> TokenRow:
+        """One row, whose `index` is this number."""
+        ...
+
+    def place(self, number: int) -> Place:
+        """Where the row came from."""
+        ...
+
+    @property
+    def lengths(self) -> Numbers:
+        """Tokens of each row [n], all branches included."""
+        ...
+
+    @property
+    def sources(self) -> Numbers:
+        """The number of the source of each row [n], in the order of the run's data."""
+        ...
+
+
 class TokenStore:
     """Token rows by number; a view shows some of them and shares the files."""
 
@@ -175,13 +199,13 @@ class TokenStore:
         return TokenStore(self._tables, self._places, self.rows[rows])
 
     def row(self, number: int) -> TokenRow:
-        """One row; its `index` is its number in the corpus."""
+        """One row; its `index` is this number, from which `place` tells where it came from."""
         at = int(self.rows[number])
         first, last = self._range("rows.bin", "pieces", at)
         trunk, *branches = [self._piece(piece) for piece in range(first, last)]
         start, stop = self._range("rows.bin", "values", at)
         values = tuple(float(value) for value in self._tables["values.f32"][start:stop])
-        return TokenRow(trunk, tuple(branches), values=values, index=at)
+        return TokenRow(trunk, tuple(branches), values=values, index=number)
 
     def place(self, number: int) -> Place:
         """Where a row came from."""
@@ -205,7 +229,7 @@ class TokenStore:
 
     @cached_property
     def sources(self) -> Numbers:
-        """The number of the source of each row [n]."""
+        """The number of the source of each row [n], in the order of the run's data."""
         return self._column("source")
 
     @property

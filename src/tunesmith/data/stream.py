@@ -18,7 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tunesmith.core.problem import Problem
+from tunesmith.core.run import Run
 from tunesmith.data.order import permutation
+from tunesmith.data.store import Rows
 
 Numbers = NDArray[np.int64]
 
@@ -67,6 +69,18 @@ class Stream:
         self._cuts_of_epoch = lru_cache(maxsize=None)(self._cut)
         if len(lengths) == 0 or len(self.epoch(0)) == 0:
             raise Problem("data", "no rows are left to learn from", "See the report on data for what was rejected")
+
+    @classmethod
+    def of(cls, run: Run, rows: Rows) -> Stream:
+        """The steps that a run makes of its rows.
+
+        Raises:
+            Problem: there are no rows, or the weights leave none.
+        """
+        train = run.train
+        pace = Pace(train.tokens_per_step, train.rows_per_step)
+        weights = [spec.weight for spec in run.data]
+        return cls(rows.lengths, pace, seed=train.seed, order=train.order, sources=rows.sources, weights=weights)
 
     def epoch(self, number: int) -> Numbers:
         """The rows of an epoch in their order [m]."""
