@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from dataclasses import asdict, dataclass, field
+from copy import deepcopy
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import IO, Any
 
@@ -116,7 +117,8 @@ class DataReport:
     def plain(self) -> dict[str, Any]:
         """The report as plain data."""
         self.check()
-        return {"rejects": str(self.rejects) if self.rejects else None, "sources": [asdict(s) for s in self.sources]}
+        sources = [{part.name: getattr(source, part.name) for part in fields(source)} for source in self.sources]
+        return {"rejects": str(self.rejects) if self.rejects else None, "sources": deepcopy(sources)}
 
     def save(self, path: Path) -> None:
         """Write the report as JSON, atomically."""
