@@ -91,9 +91,9 @@ def main(arguments: list[str]) -> None:
     if arguments == ["--measure"]:
         for name, shape in CANDIDATES.items():
             size = untrained(shape).num_parameters()
-            sys.stdout.write(f"{name}: {size:,} parameters, {measure(shape):,.0f} tokens a second on one thread\n")
+            print(f"{name}: {size:,} parameters, {measure(shape):,.0f} tokens a second on one thread")
         return
-    sys.stdout.write(f"{SEED_MODEL}: {write(CANDIDATES[CHOSEN]):,} parameters\n")
+    print(f"{SEED_MODEL}: {write(CANDIDATES[CHOSEN]):,} parameters")
 
 
 if __name__ == "__main__":

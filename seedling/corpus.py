@@ -116,7 +116,7 @@ def _line(row: dict[str, str]) -> str:
 
 def main(arguments: list[str]) -> None:
     for fact in build(Path(arguments[0])):
-        sys.stdout.write(f"{fact['name']:22}{fact['rows']:8,} rows {fact['characters']:12,} characters\n")
+        print(f"{fact['name']:22}{fact['rows']:8,} rows {fact['characters']:12,} characters")
 
 
 if __name__ == "__main__":

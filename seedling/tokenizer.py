@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -89,7 +88,7 @@ def main() -> None:
     for name, _, documents in corpus_by_source():
         tokens = sum(len(encoding.ids) for encoding in tokenizer.encode_batch(documents))
         characters = sum(map(len, documents))
-        sys.stdout.write(f"{name:22}{tokens:10,} tokens {characters / tokens:6.2f} characters a token\n")
+        print(f"{name:22}{tokens:10,} tokens {characters / tokens:6.2f} characters a token")
 
 
 if __name__ == "__main__":
