@@ -13,6 +13,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tunesmith.core.run import read_run
+
 
 @pytest.fixture(scope="module")
 def clean(repository: Path) -> Iterator[Any]:
@@ -88,3 +90,9 @@ def test_the_real_corpus_is_clean_and_as_recorded(corpus: Any, repository: Path,
     assert {row["language"] for row in aside} == {"en", "zh"}
     for mark in ("<unk>", "@-@", "â€", r"<<\d", "Project Gutenberg", "�"):
         assert not any(re.search(mark, text) for text in kept), mark
+
+
+def test_the_run_file_is_a_run(repository: Path) -> None:
+    run = read_run(repository / "seedling" / "pretrain.yaml")
+    assert (run.objective.name(), run.method.name(), run.optimizer.name()) == ("pretrain", "full", "adamw")
+    assert run.validation.data[0].path != run.data[0].path
