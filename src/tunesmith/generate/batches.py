@@ -11,11 +11,20 @@ from torch import Tensor
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """A prompt as tokens, its place in what was asked, and how many tokens its answer may have."""
+    """A prompt as tokens, its place in what was asked, and how many tokens its answer may have.
+
+    goes_on: whether the answer goes on with the prompt's own text, so that a space between them belongs to it.
+    """
 
     index: int
     tokens: tuple[int, ...]
     room: int
+    goes_on: bool = False
+
+    @property
+    def lead(self) -> tuple[int, ...]:
+        """Tokens that an answer is decoded behind, since decoders drop a space at the beginning of a text."""
+        return self.tokens[-1:] if self.goes_on else ()
 
     @property
     def cost(self) -> int:

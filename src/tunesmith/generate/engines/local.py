@@ -84,7 +84,7 @@ class LocalAnswers(Answers):
         for number, batch in enumerate(batches):
             drawn = self._generate(batch, sampling, number)
             for job, tokens in zip(batch, drawn.tolist(), strict=True):
-                ready[job.index] = self._finish(tokens, sampling)
+                ready[job.index] = self._finish(job, tokens, sampling)
             while following in ready:
                 yield ready.pop(following)
                 following += 1
@@ -92,6 +92,8 @@ class LocalAnswers(Answers):
     def _pieces(self, job: Job, sampling: Sampling) -> Generator[str, None, None]:
         decoder, holder = self.codec.decode_stream(), Holder(sampling.stop)
         ends = self.codec.end_tokens
+        for token in job.lead:
+            decoder.add(token)
         tokens = pull(lambda pipe, closed: self._generate([job], sampling, 0, pipe, closed))
         try:
             for token in tokens:
@@ -137,10 +139,11 @@ class LocalAnswers(Answers):
             **(drawn if sampling.temperature > 0 else {}),
         )
 
-    def _finish(self, tokens: list[int], sampling: Sampling) -> Answer:
+    def _finish(self, job: Job, tokens: list[int], sampling: Sampling) -> Answer:
         ends = self.codec.end_tokens
         end = next((place for place, token in enumerate(tokens) if token in ends), len(tokens))
-        text, stopped = cut(self.codec.decode(tokens[:end]), sampling.stop)
+        before = self.codec.decode(job.lead)
+        text, stopped = cut(self.codec.decode([*job.lead, *tokens[:end]])[len(before) :], sampling.stop)
         drawn = tokens[: end + 1]
         if stopped:  # what follows in the row is filling, since other rows of the batch went on
             while drawn and drawn[-1] == self.codec.pad:
@@ -159,7 +162,7 @@ class LocalAnswers(Answers):
                 f"has {len(tokens):,} tokens, and the model reads {self.context:,} with its answer",
                 "Shorten it, or take a model with a longer context",
             )
-        return Job(index, tuple(tokens), room)
+        return Job(index, tuple(tokens), room, goes_on=isinstance(ask, Text))
 
     def _encode(self, ask: Ask, where: str) -> list[int]:
         if isinstance(ask, Text):

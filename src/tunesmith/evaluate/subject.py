@@ -1,0 +1,126 @@
+"""The subject of an evaluation: a run, an adapter or a model, and what follows from which of them it is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+from tunesmith.core.problem import Problem
+from tunesmith.core.run import DataSpec, ModelSpec, Run, read_run
+from tunesmith.data.encode import Rules
+from tunesmith.data.golden import check_golden
+from tunesmith.data.tokenizer import Codec
+from tunesmith.evaluate.material import Material, from_run, from_specs
+from tunesmith.evaluate.scoring import Progress
+from tunesmith.evaluate.settings import Settings
+from tunesmith.evaluate.verdict import BASE, MODEL, TUNED
+from tunesmith.generate.opened import Opened, open_model
+from tunesmith.models.load import HeadKind, fingerprint, load_codec, load_config
+from tunesmith.models.source import Found, find, head_of, read_json
+from tunesmith.objectives import Objective
+
+NO_LIMIT = 1 << 20
+"""Tokens of a row where the architecture sets no limit."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is measured: where it was found, and the run it came from if there is one."""
+
+    target: str
+    found: Found
+    run: Run | None
+    settings: Settings
+
+    @classmethod
+    def of(cls, target: str, settings: Settings) -> Subject:
+        """Raises: Problem: nothing by that name, or a run that has no model yet."""
+        found = find(target)
+        return cls(target, found, read_run(found.run.run_file) if found.run else None, settings)
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """The record of the run; empty without one."""
+        folder = self.found.run
+        return read_json(folder.record) if folder is not None and folder.record.is_file() else {}
+
+    @property
+    def objective(self) -> Objective | None:
+        return cast(Objective, self.run.objective) if self.run else None
+
+    @property
+    def head(self) -> HeadKind:
+        return head_of(self.found)
+
+    @property
+    def context(self) -> int:
+        """The longest row, in tokens."""
+        return getattr(load_config(self.found).get_text_config(), "max_position_embeddings", None) or NO_LIMIT
+
+    @property
+    def rules(self) -> Rules | None:
+        """How the run makes tokens of its records."""
+        if self.run is None or self.objective is None:
+            return None
+        train = self.run.train
+        return Rules(self.objective.takes, train.max_tokens or self.context, train.over_long, train.learn)
+
+    def codec(self) -> Codec:
+        """The tokenizer and template that the result was saved with.
+
+        Raises:
+            Problem: they give other tokens than in training.
+        """
+        codec = load_codec(self.found)
+        check_golden(codec, self.record, self.target)
+        return codec
+
+    def material(self, data: Sequence[DataSpec] | None, base: Path, codec: Codec, listen: Progress) -> Material:
+        """What to measure on: the data named, or the run's validation rows."""
+        if data:
+            specs = [self._like_run(spec) for spec in data]
+            training = self.settings.training or (self.run.data if self.run else ())
+            home = base if self.settings.training else self._home(base)
+            return from_specs(specs, training, base, home, self.settings.max_rows, self.settings.seed)
+        if self.run is None or self.objective is None:
+            raise Problem(
+                self.target, "is no run, so it has no validation rows", "Name data to measure on: --data FILE"
+            )
+        return from_run(self.run, self.objective.takes, codec, self._home(base), listen)
+
+    def each(self, measure: Callable[[str, Opened], None]) -> None:
+        """Give each model to `measure`, with its column; base first, and only one base in memory at a time."""
+        spec, head = self._spec(self.target), self.head
+        if self.found.adapter is not None:
+            opened = open_model(spec, head)
+            if head == "lm":  # the head of a base that was never trained to score is random
+                with opened.off():
+                    measure(BASE, opened)
+            measure(TUNED, opened)
+            return
+        if self.run is not None and head == "lm":
+            measure(BASE, open_model(self._spec(self.run.model.path, self.run.model.revision)))
+        measure(TUNED if self.run else MODEL, open_model(spec, head))
+
+    def fingerprints(self, codec: Codec) -> dict[str, str]:
+        """Hashes of the base's weights and of what makes tokens."""
+        return {"weights": fingerprint(self.found), "tokenizer": codec.fingerprint()}
+
+    def _spec(self, path: str, revision: str | None = None) -> ModelSpec:
+        like = self.run.model if self.run else ModelSpec(path=path)
+        wanted = {name: value for name in ("device", "dtype") if (value := getattr(self.settings, name)) is not None}
+        return like.model_copy(update={"path": path, "revision": revision, "chat_template": None, **wanted})
+
+    def _home(self, base: Path) -> Path:
+        """What the run's own paths start from."""
+        return Path(self.record.get("base", base))
+
+    def _like_run(self, spec: DataSpec) -> DataSpec:
+        """Labelled texts are asked about as in training, unless the spec says how."""
+        asked = {(own.prompt, own.system) for own in self.run.data} if self.run else set()
+        if spec.prompt is not None or spec.system is not None or len(asked) != 1:
+            return spec
+        prompt, system = asked.pop()
+        return spec.model_copy(update={"prompt": prompt, "system": system})
