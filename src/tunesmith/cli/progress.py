@@ -193,3 +193,37 @@ def _opening(event: Event) -> str:
     size = f"about {values['tokens_per_step']:,.0f} tokens a step" if values.get("tokens_per_step") else ""
     share = f"{values['trainable']:,} of {values['all']:,} weights learn" if values.get("all") else ""
     return ", ".join(part for part in (start, size, share) if part)
+
+
+class Counting:
+    """Shows how far long parts are, each by its name; for evaluation and folding."""
+
+    def __init__(self) -> None:
+        self.console = screen.console()
+        self._tasks: dict[str, TaskID] = {}
+        self._said: set[str] = set()
+        self._progress: Progress | None = None
+
+    def __enter__(self) -> Self:
+        if self.console.is_terminal:
+            bar = (TextColumn("  {task.description}"), BarColumn(bar_width=24), TextColumn("{task.fields[told]}"))
+            self._progress = Progress(*bar, console=self.console, transient=True)
+            self._progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._progress is not None:
+            self._progress.stop()
+
+    def hear(self, what: str, done: int, total: int) -> None:
+        """Told that `done` of `total` are done; 0 where the total is not known."""
+        told = f"{done:,} of {total:,}" if total else f"{done:,}"
+        if self._progress is not None:
+            if what not in self._tasks:
+                self._tasks[what] = self._progress.add_task(what, total=total or None, told="")
+            self._progress.update(self._tasks[what], completed=done, total=total or None, told=told)
+        elif total and done >= total and what not in self._said:
+            self._said.add(what)
+            self.console.print(f"  {what}: {told}", soft_wrap=True)

@@ -1,0 +1,153 @@
+"""Talk with a model."""
+
+from __future__ import annotations
+
+import sys
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from tunesmith.cli import screen
+
+if TYPE_CHECKING:
+    from tunesmith.cli.conversation import Conversation, Speaker
+    from tunesmith.core.run import ModelSpec
+
+EPILOG = """\
+Examples:
+
+  tunesmith chat runs/mine
+  tunesmith chat runs/mine --against
+  tunesmith chat runs/mine --prompt "Who are you?"
+  cat questions.txt | tunesmith chat builtin:seedling
+
+In a chat, /reset forgets what was said, /exit leaves, /help lists the commands. Ctrl-C stops an answer; at the prompt,
+twice leaves. From a pipe every line is a question, and the answers go to standard output."""
+
+COMMANDS = {
+    "/reset": "forget what was said",
+    "/exit": "leave",
+    "/help": "list the commands",
+}
+
+
+def chat(
+    target: Annotated[str, typer.Argument(help="A run folder, an adapter, a model folder, or a model's id.")],
+    against: Annotated[
+        bool, typer.Option("--against", help="Show the answers of the base beside those of the tuned model.")
+    ] = False,
+    prompt: Annotated[str | None, typer.Option("--prompt", "-p", help="Ask this one question and end.")] = None,
+    system: Annotated[str | None, typer.Option("--system", help="A system turn to begin the chat with.")] = None,
+    text: Annotated[
+        bool, typer.Option("--text", help="Continue what is typed as plain text, without the chat template.")
+    ] = False,
+    max_tokens: Annotated[int, typer.Option("--max-tokens", min=1, help="The longest answer, in tokens.")] = 256,
+    temperature: Annotated[
+        float,
+        typer.Option("--temperature", min=0.0, help="0 takes the likeliest token, 1 samples as the model has it."),
+    ] = 0.0,
+    top_p: Annotated[
+        float, typer.Option("--top-p", min=0.01, max=1.0, help="Sample from the likeliest tokens of this share.")
+    ] = 1.0,
+    seed: Annotated[int, typer.Option("--seed", help="Every draw follows from it.")] = 0,
+    device: Annotated[str, typer.Option("--device", help="Where to compute: auto, cpu, cuda or mps.")] = "auto",
+) -> None:
+    """Talk with a model; answers are shown as they are written."""
+    from tunesmith.core.options import parse
+    from tunesmith.core.run import ModelSpec
+    from tunesmith.generate.sampling import Sampling
+
+    drawn = {"max_tokens": max_tokens, "temperature": temperature, "top_p": top_p, "seed": seed}
+    sampling = parse(Sampling, drawn, "chat")
+    spec = parse(ModelSpec, {"path": target, "device": device}, "chat")
+    from tunesmith.cli.conversation import Conversation
+
+    talk = Conversation(_speakers(spec, against), sampling, system, as_text=text)
+    if prompt is not None:
+        talk.ask(prompt)
+    elif sys.stdin.isatty():
+        _typed(talk, target)
+    else:
+        _piped(talk)
+
+
+def _speakers(spec: ModelSpec, against: bool) -> list[Speaker]:
+    """The model, and its base before it if that was asked for."""
+    from tunesmith.cli.conversation import Speaker
+    from tunesmith.generate.engines.local import Local
+    from tunesmith.generate.opened import open_model
+
+    opened = open_model(spec)
+    tuned = Local().bind(opened.trained, opened.codec)
+    if not against:
+        return [Speaker("", tuned)]
+    if opened.adapted:
+        return [Speaker("base", Local().bind(opened.trained, opened.codec, opened.off)), Speaker("tuned", tuned)]
+    base = open_model(spec.model_copy(update={"path": _base_of(spec.path)}))
+    return [Speaker("base", Local().bind(base.trained, base.codec)), Speaker("tuned", tuned)]
+
+
+def _base_of(target: str) -> str:
+    """The model that a run started from, where the run changed the whole model.
+
+    Raises:
+        Problem: the target is no run, so its base is not known.
+    """
+    from tunesmith.core.problem import Problem
+    from tunesmith.core.run import read_run
+    from tunesmith.core.rundir import RunDir
+
+    folder = RunDir(Path(target))
+    if not folder.is_run():
+        raise Problem(target, "is neither a run nor an adapter, so its base is not known", "Leave --against out")
+    return read_run(folder.run_file).model.path
+
+
+def _typed(talk: Conversation, target: str) -> None:
+    """A chat with a person: one Ctrl-C stops an answer or warns, a second one leaves."""
+    with suppress(ImportError):
+        import readline  # noqa: F401 - gives the prompt its editing and history
+    screen.say(f"Talking with {target}. /help lists the commands.", "dim")
+    warned = False
+    while True:
+        try:
+            question = input("\nyou: ").strip()
+        except EOFError:
+            return
+        except KeyboardInterrupt:
+            if warned:
+                print()
+                return
+            warned = True
+            screen.say("\nCtrl-C again leaves.", "dim")
+            continue
+        warned = False
+        if question and not _turn(talk, question):
+            return
+
+
+def _turn(talk: Conversation, question: str) -> bool:
+    """One question or command; False to leave."""
+    if question in ("/exit", "/quit"):
+        return False
+    if question == "/reset":
+        talk.reset()
+        screen.say("What was said is forgotten.", "dim")
+    elif question.startswith("/"):
+        screen.pairs(COMMANDS.items())
+    else:
+        talk.ask(question)
+    return True
+
+
+def _piped(talk: Conversation) -> None:
+    """Every line is a question; commands work too, and Ctrl-C leaves."""
+    for line in sys.stdin:
+        question = line.strip()
+        if question in COMMANDS or question == "/quit":
+            if not _turn(talk, question):
+                return
+        elif question and not talk.ask(question):
+            raise KeyboardInterrupt

@@ -1,0 +1,134 @@
+"""A commented run file, from a few questions or flags."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from tunesmith.cli import screen
+
+if TYPE_CHECKING:
+    from tunesmith.core.records import Record
+
+EPILOG = """\
+Examples:
+
+  tunesmith new
+  tunesmith new run.yaml --data rows.jsonl --model Qwen/Qwen3-0.6B
+  tunesmith new pairs.yaml --data pairs.jsonl --objective dpo train.epochs=2 --yes
+
+Every option stands in the file with its help; what you do not set is commented out with its default."""
+
+DEFAULT_MODEL = "builtin:seedling"
+
+
+def new(
+    file: Annotated[Path, typer.Argument(metavar="RUN.yaml", help="The run file to write.")] = Path("run.yaml"),
+    changes: Annotated[
+        list[str] | None, typer.Argument(metavar="[NAME=VALUE]...", help="Any other options to set in it.")
+    ] = None,
+    data: Annotated[
+        list[str] | None, typer.Option("--data", "-d", help="A file, folder or id on a hub to learn from.")
+    ] = None,
+    model: Annotated[str | None, typer.Option("--model", "-m", help="The model to start from.")] = None,
+    objective: Annotated[
+        str | None, typer.Option("--objective", help="What to get better at; by default it follows from the data.")
+    ] = None,
+    method: Annotated[str | None, typer.Option("--method", help="What may change in the model; default lora.")] = None,
+    prompt: Annotated[
+        str | None,
+        typer.Option("--prompt", help="For labelled rows: what the model is asked, with {text} where the text goes."),
+    ] = None,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Ask nothing and take the defaults.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite a file of this name.")] = False,
+) -> None:
+    """Write a commented run file; asks for what has no good default and was not given."""
+    from tunesmith.cli.run_file import write_out
+    from tunesmith.core.rundir import write_atomic
+
+    _refuse_existing(file, force)
+    ask = screen.interactive() and not yes
+    sources = data or _asked_data(ask)
+    start = model or (typer.prompt("Which model", default=DEFAULT_MODEL) if ask else DEFAULT_MODEL)
+    kind = _kind_of_rows(sources[0])
+    value: dict[str, Any] = {
+        "model": {"path": start},
+        "data": [_source(source, _asked_prompt(prompt, kind, ask)) for source in sources],
+        "objective": objective or _objective_for(kind),
+    }
+    if method:
+        value["method"] = method
+    _apply(value, changes or [])
+    write_atomic(file, write_out(value, file.name).encode())
+    _told(file, value, kind)
+
+
+def _refuse_existing(file: Path, force: bool) -> None:
+    from tunesmith.core.problem import Problem
+
+    if file.is_dir():
+        raise Problem(str(file), "is a folder", "Name a file, such as run.yaml")
+    if file.exists() and not force:
+        raise Problem(str(file), "is there already, and it is not overwritten", "Take another name, or add --force")
+
+
+def _asked_data(ask: bool) -> list[str]:
+    from tunesmith.core.problem import Problem
+
+    if not ask:
+        raise Problem("--data", "no data is given, and there is no default for it", "Add --data FILE")
+    return [typer.prompt("Which data (a file, folder or id on a hub)")]
+
+
+def _kind_of_rows(source: str) -> type[Record]:
+    """The kind of record that the data holds."""
+    from tunesmith.core.run import DataSpec
+    from tunesmith.data.sources import open_source
+
+    return open_source(DataSpec(path=source))[0].format.yields
+
+
+def _asked_prompt(prompt: str | None, kind: type[Record], ask: bool) -> str | None:
+    from tunesmith.core.records import Labelled
+
+    if prompt is not None or kind is not Labelled or not ask:
+        return prompt
+    return typer.prompt("What is the model asked about each text ({text} stands for it)", default="{text}")
+
+
+def _source(path: str, prompt: str | None) -> dict[str, Any]:
+    return {"path": path} if prompt is None else {"path": path, "prompt": prompt}
+
+
+def _objective_for(kind: type[Record]) -> str:
+    from tunesmith.core.problem import Problem
+    from tunesmith.core.records import Chat, Labelled, Preference, Text
+
+    found = {Text: "pretrain", Chat: "sft", Labelled: "sft", Preference: "dpo"}.get(kind)
+    if found is None:
+        raise Problem(
+            "--objective", f"no objective follows from {kind.__name__} rows", "`tunesmith explain objective` lists them"
+        )
+    return found
+
+
+def _apply(value: dict[str, Any], changes: list[str]) -> None:
+    """Set what was given as NAME=VALUE, and check the whole as a run file is checked."""
+    from tunesmith.core.run import parse_run
+    from tunesmith.core.yaml_file import assign
+
+    for change in changes:
+        assign(value, change)
+    parse_run(value, "new")
+
+
+def _told(file: Path, value: dict[str, Any], kind: type[Record]) -> None:
+    objective = value["objective"]
+    name = objective if isinstance(objective, str) else next(iter(objective))
+    screen.say(f"{file} is written: objective {name}, since the rows are {kind.__name__} records.")
+    screen.say()
+    screen.say("Go on with:")
+    for verb in ("plan", "train"):
+        screen.say(f"  {screen.command(verb, file)}", "cyan")
