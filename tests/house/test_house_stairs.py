@@ -13,7 +13,8 @@ from sources import modules, place, tree
 STAIRS = (
     {"core"},
     {"builtin"},
-    {"data", "models"},
+    {"data"},
+    {"models"},
     {"methods", "objectives", "optimizers", "generate"},
     {"train", "evaluate", "merge"},
     {"cli"},

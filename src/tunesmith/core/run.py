@@ -13,7 +13,7 @@ The docstring of a field is its help everywhere: in `tunesmith new`, in the JSON
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
@@ -97,8 +97,8 @@ class TrainSpec(Options):
     """Rows of one optimizer step, instead of `tokens_per_step`."""
     tokens_per_batch: Positive = 4096
     """Tokens computed at once; memory follows from it, results do not."""
-    max_tokens: Positive = 1024
-    """The longest row, in tokens."""
+    max_tokens: Positive | None = None
+    """The longest row, in tokens. Default: 1024, or the model's context where that is shorter."""
     over_long: Literal["refuse", "drop", "truncate", "split"] = "drop"
     """What happens to longer rows; each choice but `refuse` is counted and listed. `split` is for plain text."""
     learn: Literal["answers", "last", "all"] = "answers"
@@ -195,9 +195,24 @@ def read_run(path: Path, changes: tuple[str, ...] = ()) -> Run:
         Problem: the file cannot be read; `Problems` with every fault of it and its line.
     """
     value, places = read_yaml(path)
+    value = _long_forms(value)
     for change in changes:
         assign(value, change)
     return parse_run(value, str(path), places)
+
+
+def _long_forms(value: Any) -> Any:
+    """`model: PATH` and `data: PATH` written out, so that changes can name their parts."""
+    if not isinstance(value, dict):
+        return value
+    out = dict(cast("dict[str, Any]", value))
+    if isinstance(out.get("model"), str):
+        out["model"] = {"path": out["model"]}
+    if isinstance(out.get("data"), str):
+        out["data"] = {"path": out["data"]}
+    if isinstance(out.get("data"), dict):
+        out["data"] = [out["data"]]
+    return out
 
 
 def parse_run(value: Any, where: str, places: Places | None = None) -> Run:

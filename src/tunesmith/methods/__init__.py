@@ -35,6 +35,10 @@ class Method(Plugin):
             Problem: an option does not fit this model; the hint names what would.
         """
 
+    def outline(self) -> Method:
+        """The method with first values that need no weights: the same shapes, for models without memory."""
+        return self
+
     def adopt(self, model: PreTrainedModel, adapter: Path) -> nn.Module:
         """Go on training an adapter that was saved before.
 

@@ -36,10 +36,9 @@ class Freeze(Method):
 
     def apply(self, model: PreTrainedModel) -> nn.Module:
         thaw(model, (*self._layers(model), *self.names))
-        if self.head == "learns":
-            model.get_output_embeddings().weight.requires_grad_()
-        if hasattr(model, "score"):
-            model.score.weight.requires_grad_()
+        for head in (model.get_output_embeddings() if self.head == "learns" else None, getattr(model, "score", None)):
+            if isinstance(head, nn.Module):
+                head.requires_grad_()
         hold_in_float32(model)
         return model
 

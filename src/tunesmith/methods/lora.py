@@ -10,6 +10,7 @@ base is the untouched model.
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
@@ -47,7 +48,7 @@ class Lora(Method):
     start: Literal["zero", "gaussian", "orthogonal", "pissa", "olora"] = "zero"
     """First values: a change of zero, or the base's principal (pissa) or orthogonal (olora) directions."""
 
-    @field_validator("targets", mode="before")
+    @field_validator("targets", mode="before", json_schema_input_type=tuple[str, ...] | str)
     @classmethod
     def _one_is_a_list(cls, value: object) -> object:
         return (value,) if isinstance(value, str) else value
@@ -70,6 +71,9 @@ class Lora(Method):
             _remember_start(trained)
         hold_in_float32(trained)
         return trained
+
+    def outline(self) -> Method:
+        return self.model_copy(update={"start": "zero"})
 
     def adopt(self, model: PreTrainedModel, adapter: Path) -> nn.Module:
         saved = PeftConfig.from_pretrained(str(adapter))
@@ -128,7 +132,7 @@ class Lora(Method):
             for module in chosen:
                 self._check_rank(target, module)
 
-    def _check_tied(self, model: PreTrainedModel, target: str, chosen: list[nn.Module]) -> None:
+    def _check_tied(self, model: PreTrainedModel, target: str, chosen: Sequence[nn.Module]) -> None:
         tied = model.config.get_text_config().tie_word_embeddings
         ends = (model.get_input_embeddings(), model.get_output_embeddings())
         if tied and any(module is end for module in chosen for end in ends):

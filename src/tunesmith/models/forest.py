@@ -74,7 +74,7 @@ class Layout:
     def mask(self, number: int, window: int | None) -> Tensor | None:
         """Which keys each query of a segment sees, [queries, ancestors' keys + own keys]; None means plain causal."""
         segment, above = self.segments[number], self.ancestors[number]
-        path = int(self.positions[segment.stop - 1]) + 1
+        path = sum(part.stop - part.start for part in (*above, segment))
         if window is not None and path <= window:
             window = None
         if not above and window is None:

@@ -36,7 +36,10 @@ class Head:
         config = model.config.get_text_config()
         scale = float(getattr(config, "logit_scale", None) or 1.0)
         scale /= float(getattr(config, "logits_scaling", None) or 1.0)
-        return cls(model.get_output_embeddings(), scale, getattr(config, "final_logit_softcapping", None))
+        layer = model.get_output_embeddings()
+        if layer is None:
+            raise TypeError(f"{type(model).__name__} has no language-model head")
+        return cls(layer, scale, getattr(config, "final_logit_softcapping", None))
 
     @property
     def learns(self) -> bool:

@@ -19,10 +19,11 @@ from transformers import (
 
 from tunesmith.core.problem import Problem
 from tunesmith.core.run import ModelSpec
+from tunesmith.core.rundir import write_json
 from tunesmith.data.tokenizer import Codec
 from tunesmith.models.device import Choice, choose
 from tunesmith.models.probe import Verdict, check_head, choose_attention
-from tunesmith.models.source import Found, find
+from tunesmith.models.source import Found, find, read_json
 
 HeadKind = Literal["lm", "score"]
 HEAD_TOLERANCE = 2e-2
@@ -55,6 +56,7 @@ def load(spec: ModelSpec, head: HeadKind = "lm", *, weights: torch.dtype | None 
     choice = choose(spec.device, spec.dtype)
     codec = load_codec(found, spec.chat_template)
     model = _weights(found, head, weights or choice.dtype).to(choice.device)  # type: ignore[arg-type]
+    model.name_or_path = found.name
     _check_vocabulary(model, codec, spec.path)
     verdict = choose_attention(model, spec.attention)
     if spec.attention == "forest" and not verdict.forest:
@@ -102,11 +104,14 @@ def skeleton(found: Found, head: HeadKind = "lm") -> PreTrainedModel:
 
 
 def save_tokenizer(codec: Codec, found: Found, folder: Path) -> None:
-    """Save the tokenizer with the template that was used, in the layout that transformers 4 and 5 read."""
+    """Save the tokenizer with the template that was used, in the layout that transformers 4 and 5 both read."""
     tokenizer = AutoTokenizer.from_pretrained(found.tokenizer, local_files_only=True, trust_remote_code=False)
     tokenizer.chat_template = codec.template
     tokenizer.save_pretrained(folder)
-    codec.save_portable(folder)
+    path = folder / "tokenizer_config.json"
+    config = read_json(path)
+    if config.get("tokenizer_class") == "TokenizersBackend":
+        write_json(path, {**config, "tokenizer_class": "PreTrainedTokenizerFast"})
 
 
 def fingerprint(found: Found) -> str:
@@ -157,7 +162,7 @@ def _check_complete(found: Found, head: HeadKind, info: dict[str, Any]) -> None:
 
 
 def _check_vocabulary(model: PreTrainedModel, codec: Codec, path: str) -> None:
-    rows = model.get_input_embeddings().weight.shape[0]
+    rows = int(model.get_input_embeddings().weight.shape[0])  # type: ignore[index, union-attr]
     if codec.vocab_size > rows:
         raise Problem(
             path,

@@ -72,8 +72,8 @@ def check_head(model: PreTrainedModel) -> float:
     return _difference(ours, theirs)
 
 
-def _fall_back(model: PreTrainedModel, own: str, reason: str) -> Verdict:
-    model.set_attn_implementation(own)
+def _fall_back(model: PreTrainedModel, own: str | None, reason: str) -> Verdict:
+    model.set_attn_implementation(own or "eager")
     return Verdict(False, f"{type(model).__name__} takes no forest ({reason}); rows are padded")
 
 

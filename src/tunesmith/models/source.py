@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from tunesmith import builtin
 from tunesmith.core.problem import Problem, missing_extra
@@ -26,10 +26,11 @@ MAX_HEADER = 100_000_000
 class Found:
     """A model on this machine.
 
-    base: folder with the configuration and the weights; adapter: folder with a PEFT adapter over it; run: the run
-    folder that it came from.
+    name: what the base is called elsewhere (a hub's id, a builtin's name, or its folder); base: folder with the
+    configuration and the weights; adapter: folder with a PEFT adapter over it; run: the run folder that it came from.
     """
 
+    name: str
     base: Path
     adapter: Path | None = None
     run: RunDir | None = None
@@ -39,6 +40,15 @@ class Found:
         """The folder whose tokenizer and template belong to the model: a result's own before its base's."""
         own = self.adapter
         return own if own is not None and (own / "tokenizer_config.json").is_file() else self.base
+
+
+def head_of(found: Found) -> Literal["lm", "score"]:
+    """Which last layer a model on disk has: next tokens, or a score."""
+    if found.adapter is not None:
+        task = read_json(found.adapter / "adapter_config.json").get("task_type")
+        return "score" if task == "SEQ_CLS" else "lm"
+    architectures = read_json(found.base / "config.json").get("architectures") or []
+    return "score" if any(str(name).endswith("ForSequenceClassification") for name in architectures) else "lm"
 
 
 def find(path: str, revision: str | None = None) -> Found:
@@ -53,12 +63,12 @@ def find(path: str, revision: str | None = None) -> Found:
         if not run.model.is_dir():
             raise Problem(path, "this run has no model yet (it did not finish)", f"Finish it: tunesmith resume {path}")
         inner = find(str(run.model))
-        return Found(inner.base, inner.adapter, run)
+        return Found(inner.name, inner.base, inner.adapter, run)
     if (folder / "adapter_config.json").is_file():
         return _adapter(folder)
     _check_config(folder)
     _check_weights(folder, "*.safetensors")
-    return Found(folder)
+    return Found(str(folder) if Path(path).expanduser().is_dir() else path, folder)
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -147,7 +157,7 @@ def _adapter(folder: Path) -> Found:
         raise Problem(
             str(folder), f"is an adapter over another adapter ({base})", "Fold that one first: tunesmith fold"
         )
-    return Found(inner.base, folder)
+    return Found(inner.name, inner.base, folder)
 
 
 def _check_config(folder: Path) -> None:

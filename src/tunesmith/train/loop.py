@@ -39,7 +39,10 @@ from tunesmith.train.world import World
 class Steps(Protocol):
     """Where micro-batches come from."""
 
-    total: int
+    @property
+    def total(self) -> int:
+        """How many steps the run has."""
+        ...
 
     def batches(self, step: int) -> Sequence[Batch]:
         """This rank's micro-batches of a step."""
@@ -49,8 +52,8 @@ class Steps(Protocol):
         """This rank's validation batches; empty where there are none."""
         ...
 
-    def places(self, batches: Sequence[Batch]) -> str:
-        """Where the rows of batches stand in the user's files, for a person."""
+    def places(self, step: int) -> str:
+        """Where the rows of a step stand in the user's files, for a person."""
         ...
 
 
@@ -224,7 +227,7 @@ class Loop:
             Problem: the run says stop.
         """
         parts, step = self.parts, self.state.step
-        rows = parts.steps.places(parts.steps.batches(step))
+        rows = parts.steps.places(step)
         parts.optimizer.zero_grad(set_to_none=True)
         values = {"what": fault.what, "rows": rows, "then": parts.spec.on_nonfinite}
         parts.tell(Event("nonfinite", step, values))

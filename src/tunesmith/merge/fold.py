@@ -1,0 +1,222 @@
+"""Fold: melt an adapter into plain weights, and prove it before calling it done.
+
+    base shards ─▶ + change in float32 ─▶ rounded once ─▶ staging ─▶ reloaded, logits compared ─▶ renamed
+
+One shard of the base is in memory at a time. The folded model appears under its name only after its logits on real
+prompts agree with those of base and adapter; else it is removed and the difference is told.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from peft import PeftModel
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from tunesmith.core.problem import Problem
+from tunesmith.core.records import Message
+from tunesmith.core.run import ModelSpec
+from tunesmith.core.rundir import sync_folder, write_json
+from tunesmith.merge.lowrank import Adapter, Change, read_adapter
+from tunesmith.models.device import DTYPES
+from tunesmith.models.load import load, load_codec, save_tokenizer
+from tunesmith.models.source import Found, find, head_of, read_json
+
+Hear = Callable[[str], None]
+
+PROMPTS = (
+    "Who are you?",
+    "What is the capital of France, and why is it famous?",
+    "Write one sentence about rain in the mountains.",
+    "你是谁？请用一句话介绍自己。",
+    "这家酒店的早餐很好，房间也干净。这条评论是正面的还是负面的？",
+    "def area(radius):",
+)
+TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2}
+"""Largest difference of logits, relative to the largest logit, that one rounding of the weights explains."""
+SHARD_BYTES = 4_000_000_000
+
+
+@dataclass(frozen=True)
+class Folded:
+    """A folded model, and how far it is from base and adapter.
+
+    difference: largest difference of logits relative to the largest logit; prompts: on how many it was measured.
+    """
+
+    folder: Path
+    difference: float
+    prompts: int
+    dtype: str
+
+    @property
+    def lines(self) -> list[str]:
+        return [
+            f"folded model: {self.folder} ({self.dtype})",
+            f"logits agree with base + adapter to {self.difference:.1e} of the largest logit on {self.prompts} prompts",
+        ]
+
+
+def fold(
+    target: str,
+    output: Path | None = None,
+    dtype: str = "auto",
+    prompts: tuple[str, ...] = PROMPTS,
+    hear: Hear = lambda text: None,
+) -> Folded:
+    """Fold the adapter of a run or an adapter folder into its base.
+
+    output: the new folder, by default `folded` in the run or beside the adapter; dtype: `auto` keeps the base's.
+
+    Raises:
+        Problem: nothing to fold, the output exists, or the folded model does not compute what it should.
+    """
+    found = find(target)
+    if found.adapter is None:
+        raise Problem(target, "holds plain weights, so there is nothing to fold", "Use the model as it is")
+    folder = output or (found.run.path if found.run else found.adapter) / "folded"
+    if folder.exists():
+        raise Problem(str(folder), "exists already", "Choose another --output, or remove the folder")
+    kind = _kind(found, dtype)
+    staging = folder.with_name(f".{folder.name}.staging")
+    shutil.rmtree(staging, ignore_errors=True)
+    staging.mkdir(parents=True)
+    try:
+        _write(found, staging, kind, hear)
+        hear("reloading the folded model and comparing logits")
+        difference = _compare(found, staging, prompts)
+        _refuse_mismatch(difference, kind, target)
+        _sync(staging)
+        staging.rename(folder)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+    sync_folder(folder.parent)
+    return Folded(folder, difference, len(prompts), str(kind)[6:])
+
+
+def _write(found: Found, folder: Path, dtype: torch.dtype, hear: Hear) -> None:
+    assert found.adapter is not None
+    adapter = read_adapter(found.adapter)
+    if adapter is not None and _covers(adapter, found.base):
+        _fold_shards(adapter, found.base, folder, dtype, hear)
+    else:
+        hear("this adapter needs its model: folding in memory through PEFT")
+        _fold_whole(found, folder, dtype)
+    save_tokenizer(load_codec(found), found, folder)
+
+
+def _kind(found: Found, dtype: str) -> torch.dtype:
+    if dtype != "auto":
+        if dtype not in DTYPES:
+            raise Problem("--dtype", f"{dtype!r} is no number type", f"Known: auto, {', '.join(DTYPES)}")
+        return DTYPES[dtype]
+    stored = read_json(found.base / "config.json")
+    return DTYPES.get(str(stored.get("dtype") or stored.get("torch_dtype")), torch.float32)
+
+
+def _covers(adapter: Adapter, base: Path) -> bool:
+    """Whether every change is of a weight that the base's files hold under the same name."""
+    names: set[str] = set()
+    for shard in _shards(base):
+        with safe_open(shard, framework="pt") as tensors:
+            names.update(tensors.keys())
+    return set(adapter.changes) <= names
+
+
+def _fold_shards(adapter: Adapter, base: Path, folder: Path, dtype: torch.dtype, hear: Hear) -> None:
+    shards = _shards(base)
+    index: dict[str, str] = {}
+    total = 0
+    for number, shard in enumerate(shards, start=1):
+        hear(f"folding shard {number} of {len(shards)}")
+        tensors = _fold_shard(adapter, shard, dtype)
+        save_file(tensors, folder / shard.name, metadata={"format": "pt"})
+        index |= dict.fromkeys(tensors, shard.name)
+        total += sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+    if len(shards) > 1:
+        write_json(folder / "model.safetensors.index.json", {"metadata": {"total_size": total}, "weight_map": index})
+    config = read_json(base / "config.json")
+    config.pop("torch_dtype", None)
+    write_json(folder / "config.json", {**config, "dtype": str(dtype)[6:]})
+    if (base / "generation_config.json").is_file():
+        shutil.copyfile(base / "generation_config.json", folder / "generation_config.json")
+
+
+def _fold_shard(adapter: Adapter, shard: Path, dtype: torch.dtype) -> dict[str, Tensor]:
+    out: dict[str, Tensor] = {}
+    with safe_open(shard, framework="pt") as tensors:
+        for name in tensors.keys():  # noqa: SIM118 (safe_open is no mapping)
+            out[name] = _folded(adapter.changes.get(name), tensors.get_tensor(name), dtype)
+    return out
+
+
+def _folded(change: Change | None, weight: Tensor, dtype: torch.dtype) -> Tensor:
+    if change is not None:
+        weight = change.apply(weight)
+    return weight.to(dtype).contiguous() if weight.is_floating_point() else weight
+
+
+def _fold_whole(found: Found, folder: Path, dtype: torch.dtype) -> None:
+    model = _with_adapter(found).merge_and_unload()  # pyright: ignore[reportCallIssue]
+    model.to(dtype).save_pretrained(folder, safe_serialization=True)
+
+
+def _with_adapter(found: Found) -> PeftModel:
+    base = _load(found.base, found)
+    return PeftModel.from_pretrained(base, str(found.adapter), is_trainable=False)
+
+
+def _load(folder: Path, source: Found) -> PreTrainedModel:
+    return load(ModelSpec(path=str(folder), dtype="float32", attention="padded"), head_of(source)).model
+
+
+def _compare(found: Found, folder: Path, prompts: tuple[str, ...]) -> float:
+    """The largest difference of logits between base + adapter and the folded model, relative to the largest logit."""
+    codec = load_codec(found)
+    chats = [
+        torch.tensor([codec.encode_chat([Message("user", prompt)], add_generation_prompt=True)]) for prompt in prompts
+    ]
+    expected = _logits(_with_adapter(found), chats)
+    got = _logits(_load(folder, found), chats)
+    size = max(float(part.abs().max()) for part in expected)
+    return max(float((left - right).abs().max()) for left, right in zip(expected, got, strict=True)) / size
+
+
+def _logits(model: torch.nn.Module, chats: list[Tensor]) -> list[Tensor]:
+    model.eval()
+    with torch.no_grad():
+        return [model(input_ids=chat.to(next(model.parameters()).device)).logits.float().cpu() for chat in chats]
+
+
+def _refuse_mismatch(difference: float, dtype: torch.dtype, target: str) -> None:
+    if difference <= TOLERANCE[dtype]:
+        return
+    raise Problem(
+        target,
+        f"the folded model's logits differ from base + adapter by {difference:.1e} of the largest logit "
+        f"(at most {TOLERANCE[dtype]:.0e} is rounding), so it was not kept",
+        "Fold with --dtype float32; if that differs too, please report the adapter's configuration",
+    )
+
+
+def _shards(folder: Path) -> list[Path]:
+    return sorted(folder.glob("*.safetensors"))
+
+
+def _sync(folder: Path) -> None:
+    import os
+
+    for file in folder.iterdir():
+        handle = os.open(file, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+    sync_folder(folder)

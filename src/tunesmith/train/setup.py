@@ -1,0 +1,273 @@
+"""Everything a run works with, made from its choices: data, model, method, optimizer, steps.
+
+Run ─▶ data prepared ─▶ model loaded ─▶ method applied ─▶ optimizer, steps, reference
+     (faults of data come first, before any weight is read)
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from tunesmith.core.events import Event
+from tunesmith.core.problem import Problem
+from tunesmith.core.run import Run
+from tunesmith.data.prepare import Prepared, prepare
+from tunesmith.data.stream import Pace, Stream
+from tunesmith.data.tokenizer import Codec
+from tunesmith.methods import Method
+from tunesmith.models.device import choose, memory_bytes
+from tunesmith.models.forest import Batch, by_row
+from tunesmith.models.load import Loaded, fingerprint, load, load_codec, load_config, skeleton
+from tunesmith.models.policy import Policy
+from tunesmith.models.source import Found, find
+from tunesmith.objectives import Objective
+from tunesmith.optimizers import OptimizerSpec
+from tunesmith.train.plan import Shape, survey
+from tunesmith.train.steps import StoredSteps, precompute
+from tunesmith.train.world import World
+
+Tell = Callable[[Event], None]
+DEFAULT_MAX_TOKENS = 1024
+DEFAULT_STEP_TOKENS = 8192
+LEAST_STEPS = 16
+"""An epoch of little data is cut into so many steps at least, unless a step's size is set."""
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What is known before the model's weights are read: the resolved run, its data, its stream of steps."""
+
+    run: Run
+    found: Found
+    codec: Codec
+    prepared: Prepared
+    stream: Stream
+    total: int
+
+    @property
+    def objective(self) -> Objective:
+        return cast(Objective, self.run.objective)
+
+    @property
+    def method(self) -> Method:
+        return cast(Method, self.run.method)
+
+    @property
+    def optimizer(self) -> OptimizerSpec:
+        return cast(OptimizerSpec, self.run.optimizer)
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest row."""
+        return int(self.prepared.train.lengths.max())
+
+    def fingerprints(self) -> dict[str, str]:
+        """Hashes of everything that the run reads."""
+        options = json.dumps({**self.run.plain(), "output": None}, sort_keys=True)
+        return {
+            **self.prepared.fingerprints,
+            "tokenizer": self.codec.fingerprint(),
+            "weights": fingerprint(self.found),
+            "options": hashlib.sha256(options.encode()).hexdigest(),
+        }
+
+
+@dataclass(frozen=True)
+class Ready:
+    """A model under its method, with optimizer and steps."""
+
+    loaded: Loaded
+    policy: Policy
+    trained: nn.Module
+    optimizer: Optimizer
+    steps: StoredSteps
+
+
+def gather(run: Run, base: Path, tell: Tell) -> Inputs:
+    """Resolve what the run leaves open and prepare its data; nothing of the model but its shapes is read.
+
+    Raises:
+        Problem: a fault of the data, or settings that do not go together.
+    """
+    found = find(run.model.path, run.model.revision)
+    codec = load_codec(found, run.model.chat_template)
+    run = _resolve_model(run, found, tell)
+    objective = cast(Objective, run.objective)
+    _check_reference(objective, cast(Method, run.method), found)
+    prepared = prepare(run, objective.takes, codec, base, _reading(tell))
+    tell(Event("data", values={"lines": prepared.lines}))
+    run = _resolve_step(run, int(prepared.train.lengths.sum()), tell)
+    stream = _stream(run, prepared)
+    total = stream.total_steps(run.train.epochs, run.train.steps)
+    return Inputs(run, found, codec, prepared, stream, total)
+
+
+def build(inputs: Inputs, world: World | None, tell: Tell) -> Ready:
+    """Load the model and put the method, the optimizer and the steps on it.
+
+    Raises:
+        Problem: the model cannot be loaded, or an option does not fit it.
+    """
+    run, method, objective = inputs.run, inputs.method, inputs.objective
+    loaded = load(run.model, objective.head, weights=torch.float32 if method.changes_base else None)
+    for note in loaded.notes:
+        tell(Event("note", values={"text": note}))
+    world = world or World(loaded.choice.device)
+    torch.manual_seed(run.train.seed)
+    adapter = loaded.found.adapter
+    trained = method.apply(loaded.model) if adapter is None else method.adopt(loaded.model, adapter)
+    if run.train.checkpoint_activations == "on":
+        loaded.model.gradient_checkpointing_enable({"use_reentrant": False})
+        loaded.model.enable_input_require_grads()
+    policy = _policy(inputs, loaded, trained)
+    return Ready(
+        loaded,
+        policy,
+        trained,
+        inputs.optimizer.build(method.groups(trained, inputs.optimizer.lr)),
+        _steps(inputs, policy, world),
+    )
+
+
+def shape(inputs: Inputs, checkpointing: bool) -> Shape:
+    """What the run's model takes, counted without loading it.
+
+    Raises:
+        Problem: the model cannot be built.
+    """
+    run = inputs.run
+    rows = inputs.longest
+    return survey(
+        skeleton(inputs.found, inputs.objective.head),
+        inputs.method.outline(),
+        inputs.optimizer,
+        dtype=choose(run.model.device, run.model.dtype).dtype,
+        tokens=max(rows, min(run.train.tokens_per_batch, int(inputs.prepared.train.lengths.sum()))),
+        row=rows,
+        checkpointing=checkpointing,
+    )
+
+
+def choose_checkpointing(inputs: Inputs, tell: Tell) -> Inputs:
+    """Settle `checkpoint_activations: auto`: off, unless memory is short without it."""
+    if inputs.run.train.checkpoint_activations != "auto":
+        return inputs
+    free = memory_bytes(torch.device(inputs.run.model.device))
+    setting = "off"
+    if _roughly(inputs) > free / 2 and shape(inputs, checkpointing=False).memory.total > free:
+        setting = "on"
+        tell(Event("note", values={"text": "checkpoint_activations on: without it the run would not fit in memory"}))
+    return _with(inputs, _train(inputs.run, checkpoint_activations=setting))
+
+
+def _with(inputs: Inputs, run: Run) -> Inputs:
+    return Inputs(run, inputs.found, inputs.codec, inputs.prepared, inputs.stream, inputs.total)
+
+
+def _train(run: Run, **settings: Any) -> Run:
+    return run.model_copy(update={"train": run.train.model_copy(update=settings)})
+
+
+def _roughly(inputs: Inputs) -> float:
+    """An upper bound on the run's bytes from file sizes and widths, to see whether counting is worth its time."""
+    config = load_config(inputs.found).get_text_config()
+    weights = sum(file.stat().st_size for file in inputs.found.base.glob("*.safetensors"))
+    tokens = max(inputs.longest, inputs.run.train.tokens_per_batch)
+    return 8 * weights + 160 * tokens * config.hidden_size * config.num_hidden_layers
+
+
+def _resolve_model(run: Run, found: Found, tell: Tell) -> Run:
+    """Write out device, number type and row length, so that a resumed run has the same."""
+    choice = choose(run.model.device, run.model.dtype)
+    spec = run.model.model_copy(update={"device": choice.device.type, "dtype": str(choice.dtype)[6:]})
+    for reason in choice.reasons:
+        tell(Event("note", values={"text": reason}))
+    context = getattr(load_config(found).get_text_config(), "max_position_embeddings", None) or 1 << 30
+    wanted = run.train.max_tokens
+    if wanted is not None and wanted > context:
+        raise Problem(
+            "train.max_tokens", f"is {wanted}, and the model's context is {context}", f"Use {context} or less"
+        )
+    return _train(run.model_copy(update={"model": spec}), max_tokens=wanted or min(DEFAULT_MAX_TOKENS, context))
+
+
+def _resolve_step(run: Run, tokens: int, tell: Tell) -> Run:
+    if run.train.tokens_per_step or run.train.rows_per_step:
+        return run
+    size = min(DEFAULT_STEP_TOKENS, max(64, tokens // LEAST_STEPS))
+    if size < DEFAULT_STEP_TOKENS:
+        text = f"tokens_per_step {size}: an epoch has {tokens:,} tokens, and this gives it {LEAST_STEPS} steps"
+        tell(Event("note", values={"text": text}))
+    return _train(run, tokens_per_step=size)
+
+
+def _stream(run: Run, prepared: Prepared) -> Stream:
+    return Stream(
+        prepared.train.lengths,
+        Pace(run.train.tokens_per_step, run.train.rows_per_step),
+        seed=run.train.seed,
+        order=run.train.order,
+        sources=prepared.train.sources,
+        weights=[spec.weight for spec in run.data],
+    )
+
+
+def _check_reference(objective: Objective, method: Method, found: Found) -> None:
+    if objective.scores_reference != "live" or (method.reversible and found.adapter is None):
+        return
+    why = f"the method {method.name()} (as it is set) cannot be switched off"
+    if found.adapter is not None:
+        why = "the run goes on with an adapter, and switching it off gives the model before that adapter"
+    raise Problem(f"objective.{objective.name()}.reference", f"live does not work here: {why}", "Set it to precomputed")
+
+
+def _reading(tell: Tell) -> Callable[[int], None]:
+    return lambda done: tell(Event("reading", values={"done": done}))
+
+
+def _policy(inputs: Inputs, loaded: Loaded, trained: nn.Module) -> Policy:
+    method = inputs.method
+    return Policy(
+        loaded.model,
+        forest=loaded.verdict.forest,
+        trained=trained,
+        off=(lambda: method.off(trained)) if method.reversible else None,
+        autocast=loaded.choice.dtype if loaded.choice.dtype != torch.float32 else None,
+        neftune=inputs.run.train.neftune,
+    )
+
+
+def _steps(inputs: Inputs, policy: Policy, world: World) -> StoredSteps:
+    budget = inputs.run.train.tokens_per_batch
+    references: list[Tensor | None] = [None, None]
+    if inputs.objective.scores_reference == "precomputed":
+        with torch.no_grad(), policy.still():
+            sides = (inputs.prepared.train, inputs.prepared.validation)
+            references = [precompute(rows, budget, _scorer(policy)) if len(rows) else None for rows in sides]
+    return StoredSteps(
+        inputs.prepared.train,
+        inputs.prepared.validation,
+        inputs.stream,
+        inputs.total,
+        budget,
+        world.rank,
+        world.size,
+        *references,
+    )
+
+
+def _scorer(policy: Policy) -> Callable[[Batch], Tensor]:
+    def score(batch: Batch) -> Tensor:
+        batch = batch.to(policy.device)
+        return by_row(batch, policy.logprobs(batch))
+
+    return score

@@ -1,0 +1,280 @@
+"""Train and resume: from a Run to a run folder.
+
+gather ─▶ new folder, locked ─▶ build ─▶ loop ─▶ best weights ─▶ model/ ─▶ record
+                                 └ resume: fingerprints compared, newest whole checkpoint restored
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import math
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+import yaml
+
+from tunesmith.core.events import Event
+from tunesmith.core.problem import Problem
+from tunesmith.core.run import Run, read_run
+from tunesmith.core.rundir import RunDir, open_run, sync_folder, write_atomic
+from tunesmith.data.golden import golden_ids
+from tunesmith.methods import trainable
+from tunesmith.models.load import save_tokenizer
+from tunesmith.train import checkpoint
+from tunesmith.train.listeners import Listener
+from tunesmith.train.loop import Loop, Parts, State
+from tunesmith.train.plan import check_disk
+from tunesmith.train.record import check_unchanged, read_record, versions, write_record
+from tunesmith.train.setup import Inputs, Ready, build, choose_checkpointing, gather
+from tunesmith.train.signals import Wish, wish_to_stop
+from tunesmith.train.tell import Hear, Teller, rewind
+from tunesmith.train.world import World
+
+
+@dataclass(frozen=True)
+class Result:
+    """How a run ended: `done`, `stalled` (early stopping) or `preempted` (asked to stop; it can be resumed)."""
+
+    folder: RunDir
+    ended: str
+    state: State
+
+
+def train(run: Run, *, name: str = "run", base: Path = Path(), hear: Hear = lambda event: None) -> Result:
+    """Train from the start.
+
+    name: what a new folder under `runs/` is called after; base: what relative paths of data start from.
+
+    Raises:
+        Problem: a fault of the run, its data, its model or the machine; nothing is lost.
+    """
+    waiting: list[Event] = []
+
+    def early(event: Event) -> None:
+        waiting.append(event)
+        hear(event)
+
+    inputs = choose_checkpointing(gather(run, base, early), early)
+    folder = _new_folder(inputs.run, name)
+    with _locked(folder), wish_to_stop() as wish:
+        write_atomic(folder.run_file, yaml.safe_dump(inputs.run.plain(), sort_keys=False, allow_unicode=True).encode())
+        _keep_report(inputs, folder)
+        write_record(folder, {**_facts(inputs), "base": str(base.resolve()), "started": time.time()})
+        for event in waiting:
+            _log(folder, event)
+        return _run(inputs, folder, hear, wish, resumed=False)
+
+
+def resume(folder: Path, *, accept: tuple[str, ...] = (), hear: Hear = lambda event: None) -> Result:
+    """Go on with a run that was stopped, from its newest whole checkpoint.
+
+    accept: names of inputs that may have changed since.
+
+    Raises:
+        Problem: no run, a finished run, or inputs that changed.
+    """
+    where = open_run(folder)
+    record = read_record(where)
+    if record.get("ended") in ("done", "stalled"):
+        raise Problem(
+            str(folder),
+            f"this run has ended ({record['ended']})",
+            "To go on with new data, start a new run with model.path set to this folder",
+        )
+    with _locked(where), wish_to_stop() as wish:
+        run = read_run(where.run_file)
+        inputs = gather(run, Path(record.get("base", ".")), hear)
+        check_unchanged(record["fingerprints"], inputs.fingerprints(), accept, str(folder))
+        return _run(inputs, where, hear, wish, resumed=True)
+
+
+def _run(inputs: Inputs, folder: RunDir, hear: Hear, wish: Wish, *, resumed: bool) -> Result:
+    world = World(torch.device(inputs.run.model.device))
+    tell = Teller(folder, cast("tuple[Listener, ...]", inputs.run.train.listeners), hear, main=world.main)
+    try:
+        ready = build(inputs, world, tell)
+        saver = _Saver(inputs, ready, folder, world, tell)
+        check_disk(folder.path, checkpoint.bytes_needed(ready.trained, ready.optimizer) * 3)
+        state = saver.restored() if resumed else State()
+        tell(Event("start", state.step, _start_figures(inputs, ready)))
+        parts = Parts(
+            inputs.run.train,
+            ready.policy,
+            inputs.objective,
+            inputs.method,
+            ready.optimizer,
+            ready.steps,
+            saver,
+            world,
+            tell,
+        )
+        ended = Loop(parts, state, wish).run()
+        if ended != "preempted":
+            saver.finish(state)
+        if world.main:
+            write_record(folder, {"ended": ended, "state": state.plain(), "finished": time.time()})
+        tell(Event("end", state.step, {"ended": ended, "folder": str(folder.path)}))
+        return Result(folder, ended, state)
+    finally:
+        tell.close()
+
+
+class _Saver:
+    """Keeps a run's weights: checkpoints, the best so far, and the model at the end."""
+
+    def __init__(
+        self, inputs: Inputs, ready: Ready, folder: RunDir, world: World, tell: Callable[[Event], None]
+    ) -> None:
+        self.inputs = inputs
+        self.ready = ready
+        self.folder = folder
+        self.world = world
+        self.tell = tell
+        self.facts = {"versions": versions(), "fingerprints": inputs.fingerprints(), "world": world.size}
+
+    def checkpoint(self, state: State) -> None:
+        """Write a checkpoint of everything, then prune older ones."""
+        self._check_finite()
+        path = self.folder.checkpoints / f"step-{state.step:08d}"
+        self._on_main(lambda: self._write(path, state, whole=True))
+        self.tell(Event("checkpoint", state.step, {"path": str(path)}))
+
+    def best(self, state: State) -> None:
+        """Keep the weights of the lowest validation loss."""
+        self._check_finite()
+        path = self.folder.checkpoints / f"best-{state.step:08d}"
+        self._on_main(lambda: self._write(path, state, whole=False))
+
+    def rollback(self) -> State:
+        """Put the newest whole checkpoint back, or the start where there is none yet."""
+        found, _ = checkpoint.newest(self.folder.checkpoints)
+        if found is None:
+            raise Problem("train.on_nonfinite", "rollback found no checkpoint to go back to", "Set it to skip")
+        return State.of(checkpoint.restore(found, self.ready.trained, self.ready.optimizer))
+
+    def restored(self) -> State:
+        """The state of the newest whole checkpoint, put in place; a fresh one where there is none."""
+        found, broken = checkpoint.newest(self.folder.checkpoints)
+        for problem in broken:
+            self._note(f"passed over: {problem}")
+        if found is None:
+            rewind(self.folder, -1)
+            self._note("no checkpoint was written yet, so the run starts from its beginning")
+            return State()
+        state = State.of(checkpoint.restore(found, self.ready.trained, self.ready.optimizer))
+        rewind(self.folder, state.step)
+        self._note(f"going on from step {state.step} ({found.path.name})")
+        return state
+
+    def finish(self, state: State) -> None:
+        """Put the best weights back if they are wanted, and publish the model."""
+        if self.inputs.run.train.keep == "best" and 0 <= state.best_step < state.step:
+            found, _ = checkpoint.newest(self.folder.checkpoints, "best")
+            if found is not None:
+                checkpoint.restore(found, self.ready.trained, None)
+                self._note(f"kept the weights of step {found.step}, where the validation loss was lowest")
+        self._check_finite()
+        self._on_main(self._publish)
+
+    def _write(self, path: Path, state: State, *, whole: bool) -> None:
+        optimizer = self.ready.optimizer if whole else None
+        checkpoint.save(path, self.ready.trained, optimizer, state.plain(), self.facts)
+        keep = self.inputs.run.train.keep_checkpoints if whole else 1
+        checkpoint.prune(self.folder.checkpoints, keep, path.name.partition("-")[0])
+
+    def _publish(self) -> None:
+        staging = self.folder.path / ".model.staging"
+        shutil.rmtree(staging, ignore_errors=True)
+        self.inputs.method.save(self.ready.trained, staging)
+        save_tokenizer(self.inputs.codec, self.inputs.found, staging)
+        shutil.rmtree(self.folder.model, ignore_errors=True)
+        staging.rename(self.folder.model)
+        sync_folder(self.folder.path)
+
+    def _check_finite(self) -> None:
+        for name, weight in trainable(self.ready.trained).items():
+            if not torch.isfinite(weight).all():
+                raise Problem(
+                    f"weight {name}",
+                    "is not finite any more, so it is not saved; the checkpoints before it are whole",
+                    "Lower optimizer lr, then: tunesmith resume",
+                )
+
+    def _on_main(self, act: Callable[[], None]) -> None:
+        if self.world.main:
+            act()
+        self.world.wait()
+
+    def _note(self, text: str) -> None:
+        self.tell(Event("note", values={"text": text}))
+
+
+def _facts(inputs: Inputs) -> dict[str, Any]:
+    return {
+        "versions": versions(),
+        "fingerprints": inputs.fingerprints(),
+        "golden_ids": golden_ids(inputs.codec),
+        "template_was_set": inputs.codec.template_was_set,
+        "objective": inputs.run.objective.name(),
+        "method": inputs.run.method.name(),
+    }
+
+
+def _keep_report(inputs: Inputs, folder: RunDir) -> None:
+    """Keep the report on the data and the list of rejected rows in the run."""
+    report = inputs.prepared.report
+    if report.rejects is not None and report.rejects.is_file():
+        shutil.copyfile(report.rejects, folder.rejects)
+        report.rejects = folder.rejects
+    report.save(folder.data_report)
+
+
+def _start_figures(inputs: Inputs, ready: Ready) -> dict[str, Any]:
+    tokens = int(inputs.prepared.train.lengths.sum())
+    return {
+        "total_steps": inputs.total,
+        "rows": len(inputs.prepared.train),
+        "validation_rows": len(inputs.prepared.validation),
+        "tokens_per_step": math.ceil(tokens / max(1, inputs.stream.steps_per_epoch)),
+        "trainable": sum(weight.numel() for weight in trainable(ready.trained).values()),
+        "all": sum(weight.numel() for weight in ready.trained.parameters()),
+    }
+
+
+def _new_folder(run: Run, name: str) -> RunDir:
+    stamp = time.strftime("%Y%m%d-%H%M%S")
+    folder = RunDir(Path(run.output) if run.output else Path("runs") / f"{name}-{stamp}")
+    if folder.is_run():
+        raise Problem(
+            str(folder.path),
+            "holds a run already, and it is not overwritten",
+            f"Go on with it (tunesmith resume {folder.path}), or choose another output",
+        )
+    folder.path.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+@contextlib.contextmanager
+def _locked(folder: RunDir) -> Iterator[None]:
+    """Hold the run folder's lock; a second start at the same time is refused."""
+    with folder.lock.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise Problem(
+                str(folder.path), "another process trains this run right now", "Wait for it to end"
+            ) from error
+        yield
+
+
+def _log(folder: RunDir, event: Event) -> None:
+    """Write an event that came before the folder existed; progress of reading is not kept."""
+    if event.kind != "reading":
+        with folder.events.open("a", encoding="utf-8") as file:
+            file.write(replace(event, step=0).line() + "\n")
