@@ -1,196 +1,123 @@
 """The plan of a run: steps, tokens, memory by component, disk and time, before any weight is loaded.
 
-Weights, gradients and optimizer state follow from shapes, found on a model without memory (meta device). What a
-backward pass keeps is counted exactly there too: the model's own forward runs on meta tensors, and every tensor that
-autograd saves is added up.
+Run ─▶ gather (data, stream) ─▶ survey (shapes, memory) ─▶ Plan, or a refusal of what cannot fit
 """
 
 from __future__ import annotations
 
-import shutil
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-import torch
-from torch import nn
-from transformers import PreTrainedModel
+from tunesmith.core.run import Run
+from tunesmith.models.device import choose
+from tunesmith.train.setup import Inputs, choose_checkpointing, gather, shape
+from tunesmith.train.survey import Shape, check_disk, check_fits, gigabytes, products_per_second
+from tunesmith.train.tell import Hear
 
-from tunesmith.core.problem import Problem
-from tunesmith.core.rows import Piece, TokenRow
-from tunesmith.methods import Method, trainable
-from tunesmith.models.attention import NAME
-from tunesmith.models.device import memory_bytes
-from tunesmith.models.forest import Batch, plant
-from tunesmith.models.heads import CHUNK_NUMBERS
-from tunesmith.models.policy import Policy
-from tunesmith.optimizers import OptimizerSpec
+SHARE_OF_PEAK = 0.5
+"""Share of the speed of large matrix products that a training step is taken to reach."""
 
-LIBRARIES_BYTES = 700_000_000
-"""What Python, torch and transformers take before the first weight, seen on Linux."""
+Line = tuple[str, str]
 
 
-@dataclass(frozen=True, slots=True)
-class Memory:
-    """Bytes by component."""
+@dataclass(frozen=True)
+class Plan:
+    """What a run will take: lines of (component, figure) by section, and the bytes they stand for."""
 
-    weights: int
-    learns: int
-    gradients: int
-    optimizer: int
-    activations: int
-    head: int
-    libraries: int = LIBRARIES_BYTES
+    sections: dict[str, list[Line]]
+    memory_bytes: int
+    disk_bytes: int
+    seconds: float
+    steps: int
 
     @property
-    def total(self) -> int:
-        return sum(getattr(self, name) for name in self.__slots__)
-
-    def lines(self) -> list[tuple[str, str]]:
-        names = {
-            "weights": "weights of the model",
-            "learns": "of these or beside them: what learns, in float32",
-            "gradients": "gradients",
-            "optimizer": "optimizer state",
-            "activations": "activations of the largest micro-batch",
-            "head": "logits of one chunk",
-            "libraries": "Python and libraries",
-        }
-        return [(text, gigabytes(getattr(self, name))) for name, text in names.items()]
+    def lines(self) -> list[Line]:
+        return [line for section in self.sections.values() for line in section]
 
 
-@dataclass(frozen=True, slots=True)
-class Shape:
-    """What is known of a run's model before it is loaded."""
-
-    all: int
-    trainable: int
-    layers: int
-    memory: Memory
-
-
-def survey(
-    model: PreTrainedModel,
-    method: Method,
-    optimizer: OptimizerSpec,
-    *,
-    dtype: torch.dtype,
-    tokens: int,
-    row: int,
-    checkpointing: bool,
-) -> Shape:
-    """Count a model on the meta device under a method.
-
-    model: a skeleton; dtype: number type of the frozen weights; tokens: those of the largest micro-batch; row: those
-    of its longest row; checkpointing: whether activations are recomputed.
-    """
-    whole = sum(weight.numel() for weight in model.parameters())
-    kind = torch.float32 if method.changes_base else dtype
-    model = model.to(dtype=kind)  # type: ignore[call-arg]
-    trained = method.apply(model)
-    trained.train()
-    layers = model.config.get_text_config().num_hidden_layers
-    batch = _forest(tokens, row)
-    activations = _saved_bytes(model, trained, batch)
-    if checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
-        activations = activations // layers + _saved_bytes(model, trained, batch)
-    learns = sum(weight.numel() for weight in trainable(trained).values())
-    frozen = sum(w.numel() * w.element_size() for w in trained.parameters() if not w.requires_grad)
-    memory = Memory(
-        weights=frozen,
-        learns=4 * learns,
-        gradients=4 * learns,
-        optimizer=optimizer.state_bytes(learns),
-        activations=activations,
-        head=3 * 4 * max(CHUNK_NUMBERS, 16 * model.config.get_text_config().vocab_size),
-    )
-    return Shape(whole, learns, layers, memory)
-
-
-def check_fits(memory: Memory, device: torch.device, where: str) -> None:
-    """Refuse what cannot fit.
+def plan(run: Run, *, base: Path = Path(), hear: Hear = lambda event: None) -> Plan:
+    """Count what a run will take.
 
     Raises:
-        Problem: with the figures and what would make it fit.
+        Problem: a fault of the run or its data, or a run that cannot fit in memory or on the disk.
     """
-    free = memory_bytes(device)
-    if memory.total <= free:
-        return
-    largest = max(memory.lines(), key=lambda line: float(line[1].split()[0]))
-    raise Problem(
-        where,
-        f"needs about {gigabytes(memory.total)} of memory and {gigabytes(free)} are free on {device.type}; "
-        f"the largest part is {largest[0]} with {largest[1]}",
-        "Make train.tokens_per_batch or train.max_tokens smaller, set train.checkpoint_activations to on, "
-        "or use a smaller model or the method lora",
-    )
+    inputs = choose_checkpointing(gather(run, base, hear), hear)
+    counted = shape(inputs, inputs.run.train.checkpoint_activations == "on")
+    choice = choose(inputs.run.model.device, inputs.run.model.dtype)
+    check_fits(counted.memory, choice.device, "plan")
+    disk = _disk(inputs, counted)
+    check_disk(Path(run.output or "runs"), disk)
+    tokens = _tokens(inputs)
+    rate = products_per_second(choice.device, choice.dtype)
+    seconds = _operations(inputs, counted) * tokens / (rate * SHARE_OF_PEAK)
+    sections = {
+        "data and steps": _data_lines(inputs, tokens),
+        "model": _model_lines(counted),
+        "memory": [*counted.memory.lines(), ("in all", gigabytes(counted.memory.total))],
+        "disk": _disk_lines(inputs, counted, disk),
+        "time": [
+            ("matrix products here", f"{rate / 1e9:,.0f} GFLOP/s (measured)"),
+            ("training, roughly", _duration(seconds)),
+        ],
+    }
+    return Plan(sections, counted.memory.total, disk, seconds, inputs.total)
 
 
-def check_disk(folder: Path, needed: int) -> None:
-    """Refuse a run whose checkpoints and model do not fit on the disk.
-
-    Raises:
-        Problem: with both figures.
-    """
-    while not folder.exists():
-        folder = folder.parent
-    free = shutil.disk_usage(folder).free
-    if free < needed:
-        raise Problem(
-            str(folder),
-            f"the run writes about {gigabytes(needed)} and {gigabytes(free)} are free on its disk",
-            "Free some space, set train.keep_checkpoints lower, or choose another output folder",
-        )
+def _tokens(inputs: Inputs) -> int:
+    lengths = inputs.prepared.train.lengths
+    return sum(int(lengths[inputs.stream.rows_of_step(step)].sum()) for step in range(inputs.total))
 
 
-def products_per_second(device: torch.device, dtype: torch.dtype) -> float:
-    """Floating-point operations a second of a matrix product here, the best of a few (some 50 ms)."""
-    left, right = (torch.ones(1024, 1024, dtype=dtype, device=device) for _ in range(2))
-    best = 0.0
-    for _ in range(4):
-        start = time.perf_counter()
-        float(torch.mm(left, right)[0, 0])
-        best = max(best, 2 * 1024**3 / (time.perf_counter() - start))
-    return best
+def _operations(inputs: Inputs, counted: Shape) -> float:
+    """Floating-point operations a token: 2 a weight forward, 2 for the gradient by inputs, 2 by weights that learn."""
+    forwards = 2 if inputs.run.train.checkpoint_activations == "on" else 1
+    return 2.0 * counted.all * (forwards + 1) + 2.0 * counted.trainable
 
 
-def gigabytes(count: float) -> str:
-    """Bytes for a person."""
-    return f"{count / 1e9:.2f} GB" if count >= 1e7 else f"{count / 1e9:.4f} GB"
+def _data_lines(inputs: Inputs, tokens: int) -> list[Line]:
+    train = inputs.prepared.train
+    return [
+        ("rows to learn from", f"{len(train):,}"),
+        ("rows for validation", f"{len(inputs.prepared.validation):,}"),
+        ("tokens of an epoch", f"{int(train.lengths.sum()):,}, of which {int(train.learned.sum()):,} are learned"),
+        ("longest row", f"{inputs.longest:,} tokens"),
+        ("steps", f"{inputs.total:,}, {inputs.stream.steps_per_epoch:,} an epoch"),
+        ("tokens computed", f"{tokens:,}"),
+    ]
 
 
-def _saved_bytes(model: PreTrainedModel, trained: nn.Module, batch: Batch) -> int:
-    """Bytes that autograd keeps for the backward pass of a batch, found on meta tensors."""
-    own = {weight.untyped_storage()._cdata for weight in (*trained.parameters(), *trained.buffers())}
-    with _counting(own) as kept:
-        model.config._attn_implementation = NAME
-        Policy(model, forest=True, trained=trained).hidden(batch, batch.targets.source, batch.targets.row)
-        return sum(storage.nbytes() for storage in kept.values())
+def _model_lines(counted: Shape) -> list[Line]:
+    share = counted.trainable / counted.all
+    return [
+        ("parameters", f"{counted.all:,}"),
+        ("of these or beside them, learned", f"{counted.trainable:,} ({share:.2%})"),
+    ]
 
 
-@contextmanager
-def _counting(own: set[int]) -> Iterator[dict[int, Any]]:
-    """Collect the storages that autograd saves, each once, without those of the weights."""
-    kept: dict[int, Any] = {}
-
-    def keep(tensor: torch.Tensor) -> torch.Tensor:
-        storage = tensor.untyped_storage()
-        if storage._cdata not in own:
-            kept[storage._cdata] = storage
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        yield kept
+def _result_bytes(inputs: Inputs, counted: Shape) -> int:
+    """Bytes of the model or adapter that is saved."""
+    if not inputs.method.changes_base:
+        return 4 * counted.trainable
+    return sum(file.stat().st_size for file in inputs.found.base.glob("*.safetensors"))
 
 
-def _forest(tokens: int, row: int) -> Batch:
-    """A forest of so many tokens in rows of one length, on the meta device."""
-    row = max(2, min(row, tokens))
-    lengths = [row] * (tokens // row) + ([tokens % row] if tokens % row > 1 else [])
-    rows = [TokenRow(Piece(np.zeros(n, np.int32), np.ones(n, np.float32))) for n in lengths]
-    return plant(rows).to(torch.device("meta"))
+def _disk(inputs: Inputs, counted: Shape) -> int:
+    """Checkpoints (one more while it is written), the best weights, the result."""
+    checkpoint = counted.memory.learns + counted.memory.optimizer
+    whole = (inputs.run.train.keep_checkpoints + 1) * checkpoint
+    return whole + 2 * counted.memory.learns + _result_bytes(inputs, counted)
+
+
+def _disk_lines(inputs: Inputs, counted: Shape, disk: int) -> list[Line]:
+    checkpoint = counted.memory.learns + counted.memory.optimizer
+    return [
+        ("one checkpoint", gigabytes(checkpoint)),
+        ("the result", gigabytes(_result_bytes(inputs, counted))),
+        ("at most in all", gigabytes(disk)),
+    ]
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:,.0f} seconds"
+    return f"{seconds / 60:,.0f} minutes" if seconds < 5400 else f"{seconds / 3600:,.1f} hours"

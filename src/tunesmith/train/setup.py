@@ -31,8 +31,8 @@ from tunesmith.models.policy import Policy
 from tunesmith.models.source import Found, find
 from tunesmith.objectives import Objective
 from tunesmith.optimizers import OptimizerSpec
-from tunesmith.train.plan import Shape, survey
 from tunesmith.train.steps import StoredSteps, precompute
+from tunesmith.train.survey import Shape, survey
 from tunesmith.train.world import World
 
 Tell = Callable[[Event], None]

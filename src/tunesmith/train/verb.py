@@ -29,10 +29,10 @@ from tunesmith.models.load import save_tokenizer
 from tunesmith.train import checkpoint
 from tunesmith.train.listeners import Listener
 from tunesmith.train.loop import Loop, Parts, State
-from tunesmith.train.plan import check_disk
 from tunesmith.train.record import check_unchanged, read_record, versions, write_record
 from tunesmith.train.setup import Inputs, Ready, build, choose_checkpointing, gather
 from tunesmith.train.signals import Wish, wish_to_stop
+from tunesmith.train.survey import check_disk
 from tunesmith.train.tell import Hear, Teller, rewind
 from tunesmith.train.world import World
 

@@ -1,0 +1,196 @@
+"""What a run takes, counted before any weight is loaded: parameters, memory by component, disk.
+
+Weights, gradients and optimizer state follow from shapes, found on a model without memory (meta device). What a
+backward pass keeps is counted exactly there too: the model's own forward runs on meta tensors, and every tensor that
+autograd saves is added up.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from tunesmith.core.problem import Problem
+from tunesmith.core.rows import Piece, TokenRow
+from tunesmith.methods import Method, trainable
+from tunesmith.models.attention import NAME
+from tunesmith.models.device import memory_bytes
+from tunesmith.models.forest import Batch, plant
+from tunesmith.models.heads import CHUNK_NUMBERS
+from tunesmith.models.policy import Policy
+from tunesmith.optimizers import OptimizerSpec
+
+LIBRARIES_BYTES = 700_000_000
+"""What Python, torch and transformers take before the first weight, seen on Linux."""
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """Bytes by component."""
+
+    weights: int
+    learns: int
+    gradients: int
+    optimizer: int
+    activations: int
+    head: int
+    libraries: int = LIBRARIES_BYTES
+
+    @property
+    def total(self) -> int:
+        return sum(getattr(self, name) for name in self.__slots__)
+
+    def lines(self) -> list[tuple[str, str]]:
+        names = {
+            "weights": "weights of the model",
+            "learns": "of these or beside them: what learns, in float32",
+            "gradients": "gradients",
+            "optimizer": "optimizer state",
+            "activations": "activations of the largest micro-batch",
+            "head": "logits of one chunk",
+            "libraries": "Python and libraries",
+        }
+        return [(text, gigabytes(getattr(self, name))) for name, text in names.items()]
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """What is known of a run's model before it is loaded."""
+
+    all: int
+    trainable: int
+    layers: int
+    memory: Memory
+
+
+def survey(
+    model: PreTrainedModel,
+    method: Method,
+    optimizer: OptimizerSpec,
+    *,
+    dtype: torch.dtype,
+    tokens: int,
+    row: int,
+    checkpointing: bool,
+) -> Shape:
+    """Count a model on the meta device under a method.
+
+    model: a skeleton; dtype: number type of the frozen weights; tokens: those of the largest micro-batch; row: those
+    of its longest row; checkpointing: whether activations are recomputed.
+    """
+    whole = sum(weight.numel() for weight in model.parameters())
+    kind = torch.float32 if method.changes_base else dtype
+    model = model.to(dtype=kind)  # type: ignore[call-arg]
+    trained = method.apply(model)
+    trained.train()
+    layers = model.config.get_text_config().num_hidden_layers
+    batch = _forest(tokens, row)
+    activations = _saved_bytes(model, trained, batch)
+    if checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+        activations = activations // layers + _saved_bytes(model, trained, batch)
+    learns = sum(weight.numel() for weight in trainable(trained).values())
+    frozen = sum(w.numel() * w.element_size() for w in trained.parameters() if not w.requires_grad)
+    memory = Memory(
+        weights=frozen,
+        learns=4 * learns,
+        gradients=4 * learns,
+        optimizer=optimizer.state_bytes(learns),
+        activations=activations,
+        head=3 * 4 * max(CHUNK_NUMBERS, 16 * model.config.get_text_config().vocab_size),
+    )
+    return Shape(whole, learns, layers, memory)
+
+
+def check_fits(memory: Memory, device: torch.device, where: str) -> None:
+    """Refuse what cannot fit.
+
+    Raises:
+        Problem: with the figures and what would make it fit.
+    """
+    free = memory_bytes(device)
+    if memory.total <= free:
+        return
+    largest = max(memory.lines(), key=lambda line: float(line[1].split()[0]))
+    raise Problem(
+        where,
+        f"needs about {gigabytes(memory.total)} of memory and {gigabytes(free)} are free on {device.type}; "
+        f"the largest part is {largest[0]} with {largest[1]}",
+        "Make train.tokens_per_batch or train.max_tokens smaller, set train.checkpoint_activations to on, "
+        "or use a smaller model or the method lora",
+    )
+
+
+def check_disk(folder: Path, needed: int) -> None:
+    """Refuse a run whose checkpoints and model do not fit on the disk.
+
+    Raises:
+        Problem: with both figures.
+    """
+    while not folder.exists():
+        folder = folder.parent
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise Problem(
+            str(folder),
+            f"the run writes about {gigabytes(needed)} and {gigabytes(free)} are free on its disk",
+            "Free some space, set train.keep_checkpoints lower, or choose another output folder",
+        )
+
+
+def products_per_second(device: torch.device, dtype: torch.dtype) -> float:
+    """Floating-point operations a second of a matrix product here, the best of a few (some 50 ms)."""
+    left, right = (torch.ones(1024, 1024, dtype=dtype, device=device) for _ in range(2))
+    best = 0.0
+    for _ in range(4):
+        start = time.perf_counter()
+        float(torch.mm(left, right)[0, 0])
+        best = max(best, 2 * 1024**3 / (time.perf_counter() - start))
+    return best
+
+
+def gigabytes(count: float) -> str:
+    """Bytes for a person."""
+    return f"{count / 1e9:.2f} GB" if count >= 1e7 else f"{count / 1e9:.4f} GB"
+
+
+def _saved_bytes(model: PreTrainedModel, trained: nn.Module, batch: Batch) -> int:
+    """Bytes that autograd keeps for the backward pass of a batch, found on meta tensors."""
+    own = {weight.untyped_storage()._cdata for weight in (*trained.parameters(), *trained.buffers())}
+    with _counting(own) as kept:
+        model.config._attn_implementation = NAME
+        Policy(model, forest=True, trained=trained).hidden(batch, batch.targets.source, batch.targets.row)
+        return sum(storage.nbytes() for storage in kept.values())
+
+
+@contextmanager
+def _counting(own: set[int]) -> Iterator[dict[int, Any]]:
+    """Collect the storages that autograd saves, each once, without those of the weights."""
+    kept: dict[int, Any] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in own:
+            kept[storage._cdata] = storage
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        yield kept
+
+
+def _forest(tokens: int, row: int) -> Batch:
+    """A forest of so many tokens in rows of one length, on the meta device."""
+    row = max(2, min(row, tokens))
+    lengths = [row] * (tokens // row) + ([tokens % row] if tokens % row > 1 else [])
+    rows = [TokenRow(Piece(np.zeros(n, np.int32), np.ones(n, np.float32))) for n in lengths]
+    return plant(rows).to(torch.device("meta"))
