@@ -17,7 +17,7 @@ _MASK = (1 << 64) - 1
 
 def mixed(numbers: ArrayLike, *seeds: int) -> NDArray[np.uint64]:
     """A well mixed 64-bit number for each number [n], different for each sequence of seeds."""
-    value = np.asarray(numbers).astype(np.uint64)
+    value = np.asarray(numbers, np.uint64)
     for seed in seeds:
         value = _mix(value ^ _mix(np.full(1, seed & _MASK, np.uint64)))
     return _mix(value)

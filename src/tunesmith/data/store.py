@@ -6,6 +6,7 @@
       pieces.bin    for each piece, where its tokens and its spans stop
       rows.bin      for each row, where its pieces and values stop, its source, place, content key and sizes
       values.f32    numbers of answers
+      places.json   the files that places name
       report.json   what came in, what is used, what is not; rejects.jsonl beside it
       manifest.json the sizes and hashes of the files above; written last
 
@@ -55,6 +56,7 @@ ROW = np.dtype(
     ]
 )
 TABLES = {"tokens.i32": TOKEN, "spans.bin": SPAN, "pieces.bin": PIECE, "rows.bin": ROW, "values.f32": VALUE}
+PLACES = "places.json"
 MANIFEST = "manifest.json"
 _CHUNK = 1 << 22
 
@@ -130,14 +132,13 @@ class StoreWriter:
     def finish(self, fingerprint: str, others: Sequence[str] = ()) -> None:
         """Make everything durable and write the manifest; others: further files of the folder that belong to it."""
         self.close(durable=True)
+        write_json(self._folder / PLACES, list(self._files))
         hashes = {name: state.hexdigest() for name, state in self._hashes.items()}
-        hashes |= {name: _hash(self._folder / name) for name in others}
+        hashes |= {name: _hash(self._folder / name) for name in (PLACES, *others)}
         sizes = {name: (self._folder / name).stat().st_size for name in hashes}
         manifest = {
             "format": FORMAT,
             "fingerprint": fingerprint,
-            "counts": self._counts,
-            "places": list(self._files),
             "files": {name: {"size": sizes[name], "blake2b": hashes[name]} for name in sorted(hashes)},
         }
         write_json(self._folder / MANIFEST, manifest)
@@ -265,7 +266,7 @@ def open_store(folder: Path, fingerprint: str) -> TokenStore | None:
             if path.stat().st_size != about["size"] or _hash(path) != about["blake2b"]:
                 return None
         tables = {name: _mapped(folder / name, dtype) for name, dtype in TABLES.items()}
-        return TokenStore(tables, manifest["places"])
+        return TokenStore(tables, json.loads((folder / PLACES).read_text("utf-8")))
     except (OSError, ValueError, KeyError, TypeError):
         return None
 

@@ -1,0 +1,167 @@
+"""Rows that are too long, plain text, and what stands on disk."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
+from made_codecs import chat, codec
+
+from tunesmith.core.problem import Problem
+from tunesmith.core.records import Chat, Labelled, Place, Preference, Text
+from tunesmith.core.rows import Piece, TokenRow
+from tunesmith.data.encode import SPLIT, TRUNCATED, Rules, encode
+from tunesmith.data.report import Rejected
+from tunesmith.data.store import TABLES, StoreWriter, block_of, content_key, open_store
+
+LONG = Chat(chat("q" * 20, "a" * 20), place=Place("f.jsonl", 7))
+
+
+def test_text_ends_with_the_end_of_text_and_all_but_its_first_token_is_learned() -> None:
+    own = codec()
+    rows = encode(Text("hello the <|im_end|>"), own, Rules(Text))
+    assert isinstance(rows, list)
+    assert rows[0].trunk.tokens.tolist() == [*own.encode_text("hello the <|im_end|>"), own.eos]
+    assert rows[0].trunk.weights.tolist() == [0.0] + [1.0] * (len(rows[0]) - 1)
+    empty = encode(Text(""), own, Rules(Text))
+    assert isinstance(empty, Rejected)
+    assert empty.reason == "empty"
+
+
+@given(st.integers(2, 9), st.integers(1, 60))
+def test_windows_learn_every_token_once(size: int, length: int) -> None:
+    counts: list[str] = []
+    own = codec()
+    rows = encode(Text("x" * length), own, Rules(Text, size, "split"), counts.append)
+    assert isinstance(rows, list)
+    assert all(len(row) <= size for row in rows)
+    learned = [token for row in rows for token in row.trunk.tokens[row.trunk.weights > 0].tolist()]
+    assert learned == [*own.encode_text("x" * length), own.eos][1:]
+    assert counts == ([SPLIT] if length + 1 > size else [])
+
+
+def test_long_rows_are_refused_dropped_or_cut_as_the_rules_say() -> None:
+    own, counts = codec(), list[str]()
+    with pytest.raises(Problem, match=r"f\.jsonl:7: has \d+ tokens, and train.max_tokens is 45"):
+        encode(LONG, own, Rules(Chat, 45, "refuse"))
+    dropped = encode(LONG, own, Rules(Chat, 45, "drop"))
+    assert isinstance(dropped, Rejected)
+    assert dropped.reason == "too long"
+    cut = encode(LONG, own, Rules(Chat, 45, "truncate"), counts.append)
+    assert isinstance(cut, list)
+    assert len(cut[0]) == 45
+    assert counts == [TRUNCATED]
+    empty = encode(LONG, own, Rules(Chat, 30, "truncate"))
+    assert isinstance(empty, Rejected)
+    assert "nothing to learn" in empty.message
+    with pytest.raises(Problem, match="split"):
+        Rules(Chat, 30, "split")
+
+
+def test_a_cut_pair_keeps_both_answers_or_is_not_used() -> None:
+    own = codec()
+    pair = Preference(chat("q"), chat("", "a" * 30)[1:], chat("", "b")[1:])
+    rows = encode(pair, own, Rules(Preference, 30, "truncate"))
+    assert isinstance(rows, list)
+    assert rows[0].depth == 30
+    assert all(branch.weights.any() for branch in rows[0].branches)
+    assert isinstance(encode(pair, own, Rules(Preference, 12, "truncate")), Rejected)
+
+
+def test_records_that_are_no_rows_of_tokens_are_refused() -> None:
+    with pytest.raises(Problem, match="Labelled"):
+        Rules(Labelled)
+
+
+pieces = st.integers(1, 12).flatmap(
+    lambda size: st.builds(
+        Piece,
+        arrays.arrays(np.int32, size, elements=st.integers(0, 2**31 - 1)),
+        arrays.arrays(np.float32, size, elements=st.sampled_from([0.0, 1.0, 0.5, 3.25])),
+    )
+)
+
+
+@st.composite
+def token_rows(draw: st.DrawFn) -> TokenRow:
+    branches = tuple(draw(st.lists(pieces, max_size=3)))
+    values = draw(st.sampled_from([(), tuple(float(n) for n in range(max(1, len(branches))))]))
+    return TokenRow(draw(pieces), branches, values=values)
+
+
+def same(left: TokenRow, right: TokenRow) -> bool:
+    ours, theirs = (row.trunk, *row.branches) if (row := left) else (), (right.trunk, *right.branches)
+    equal = [
+        np.array_equal(one.tokens, other.tokens) and np.array_equal(one.weights, other.weights)
+        for one, other in zip(ours, theirs, strict=True)
+    ]
+    return all(equal) and left.values == right.values
+
+
+@settings(max_examples=30)
+@given(st.lists(st.lists(token_rows(), max_size=4), max_size=4))
+def test_a_store_gives_back_what_was_written(
+    tmp_path_factory: pytest.TempPathFactory, blocks: list[list[TokenRow]]
+) -> None:
+    folder = tmp_path_factory.mktemp("store")
+    writer = StoreWriter(folder)
+    rows: list[TokenRow] = []
+    places: list[Place] = []
+    for number, block in enumerate(blocks):
+        own = [Place(f"{(number + n) % 3}.jsonl", n, 5 * n) for n in range(len(block))]
+        writer.add(block_of([(row, place, number, 7) for row, place in zip(block, own, strict=True)]))
+        rows, places = rows + block, places + own
+    writer.finish("print")
+    store = open_store(folder, "print")
+    assert store is not None
+    assert len(store) == len(rows)
+    assert all(same(store.row(n), row) for n, row in enumerate(rows))
+    assert [store.place(n) for n in range(len(rows))] == places
+    assert store.lengths.tolist() == [len(row) for row in rows]
+    assert store.depths.tolist() == [row.depth for row in rows]
+    assert store.learned.tolist() == [row.learned for row in rows]
+    view = store.view(np.arange(len(rows))[::-1])
+    assert all(same(view.row(n), row) and view.row(n).index == n for n, row in enumerate(reversed(rows)))
+
+
+def small_store(folder: Path) -> None:
+    folder.mkdir()
+    writer = StoreWriter(folder)
+    piece = Piece(np.arange(9, dtype=np.int32), np.ones(9, np.float32))
+    writer.add(block_of([(TokenRow(piece, (piece,), values=(1.0,)), Place("f", 1), 0, 1)]))
+    writer.finish("print")
+
+
+@pytest.mark.parametrize("name", [*TABLES, "places.json", "manifest.json"])
+@pytest.mark.parametrize("damage", ["gone", "cut", "flipped"])
+def test_a_damaged_store_is_no_store(tmp_path: Path, name: str, damage: str) -> None:
+    small_store(tmp_path / "s")
+    file = tmp_path / "s" / name
+    raw = bytearray(file.read_bytes())
+    if damage == "gone":
+        file.unlink()
+    elif damage == "cut":
+        file.write_bytes(raw[:-1] if name != "manifest.json" else raw[:-9])
+    else:
+        raw[len(raw) // 2] ^= 1
+        file.write_bytes(raw)
+    assert open_store(tmp_path / "s", "print") is None
+
+
+def test_a_store_of_something_else_is_no_store(tmp_path: Path) -> None:
+    small_store(tmp_path / "s")
+    assert open_store(tmp_path / "s", "print") is not None
+    assert open_store(tmp_path / "s", "other") is None
+    assert open_store(tmp_path / "none", "print") is None
+
+
+def test_equal_contents_have_equal_keys_whatever_is_learned() -> None:
+    tokens = np.arange(5, dtype=np.int32)
+    one, other = (TokenRow(Piece(tokens, np.full(5, weight, np.float32))) for weight in (0.0, 1.0))
+    assert content_key([one]) == content_key([other])
+    split = TokenRow(Piece(tokens[:2], one.trunk.weights[:2]), (Piece(tokens[2:], one.trunk.weights[2:]),))
+    assert content_key([one]) != content_key([split])
