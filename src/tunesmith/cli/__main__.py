@@ -88,7 +88,7 @@ def _load(name: str, panel: str) -> Any:
     module = importlib.import_module(f"tunesmith.cli.verbs.{name}")
     if not hasattr(module, "VERBS"):
         return _command(module, name, panel)
-    group = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode="rich")
+    group = typer.Typer(add_completion=False, no_args_is_help=True, context_settings=SETTINGS)
     group.callback(help=module.__doc__)(lambda: None)
     command: Any = typer.main.get_command(group)
     command.name, command.rich_help_panel = name, panel

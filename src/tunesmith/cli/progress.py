@@ -82,6 +82,7 @@ class Display:
         self._next_reading = FIRST_READING
 
     def __enter__(self) -> Self:
+        screen.hush()
         if self.console.is_terminal:
             self._progress = Progress(
                 SpinnerColumn(),
@@ -205,6 +206,7 @@ class Counting:
         self._progress: Progress | None = None
 
     def __enter__(self) -> Self:
+        screen.hush()
         if self.console.is_terminal:
             bar = (TextColumn("  {task.description}"), BarColumn(bar_width=24), TextColumn("{task.fields[told]}"))
             self._progress = Progress(*bar, console=self.console, transient=True)

@@ -38,8 +38,9 @@ def _block(manual: Manual, field: Option, value: Mapping[str, Any]) -> Iterator[
     elif field.name == "data":
         yield from _sources(manual.sections["data"], cast("list[dict[str, Any]]", value["data"]))
     elif field.name in manual.sections:
-        yield f"{field.name}:" if value.get(field.name) else f"{field.name}: {{}}"
-        yield from _options(manual.sections[field.name], value.get(field.name) or {}, "  ")
+        options = manual.sections[field.name]
+        yield f"{field.name}:"
+        yield from _options(options, value.get(field.name) or {options[0].name: options[0].default}, "  ")
     else:
         yield _line(field, value, "")
 

@@ -5,6 +5,7 @@ Texts from files and models go through `clean`, so that none of them can steer t
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import sys
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
 PIPED_WIDTH = 120
 """Columns where there is no terminal to ask."""
 
+TABLE_WIDTH = 200
+"""Columns of a table where there is no terminal: nothing is broken into two lines."""
+
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
@@ -30,6 +34,16 @@ def console(*, errors: bool = False) -> Console:
     if not made.is_terminal and "COLUMNS" not in made._environ:  # pyright: ignore[reportPrivateUsage]
         made.width = PIPED_WIDTH
     return made
+
+
+def hush() -> None:
+    """Keep the bars of transformers off the screen, which would tear ours; those of downloads stay on a terminal."""
+    from huggingface_hub.utils import enable_progress_bars
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    if sys.stderr.isatty() and "HF_HUB_DISABLE_PROGRESS_BARS" not in os.environ:
+        enable_progress_bars()
 
 
 def interactive() -> bool:
@@ -81,7 +95,8 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]], *, numbers: Iterab
         made.add_column(name, justify="right" if place in right else "left", overflow="fold")
     for row in rows:
         made.add_row(*(Text(clean(cell)) for cell in row))
-    console().print(made)
+    out = console()
+    out.print(made, width=out.width if out.is_terminal else TABLE_WIDTH)
 
 
 def beside(head: Sequence[str], rows: Iterable[Sequence[str]]) -> None:

@@ -64,6 +64,7 @@ def chat(
     spec = parse(ModelSpec, {"path": target, "device": device}, "chat")
     from tunesmith.cli.conversation import Conversation
 
+    screen.hush()
     talk = Conversation(_speakers(spec, against), sampling, system, as_text=text)
     if prompt is not None:
         talk.ask(prompt)

@@ -128,6 +128,7 @@ def _answers(folder: RunDir, asks: list[Chat]) -> list[tuple[str, str, str]]:
     from tunesmith.generate.opened import open_model
     from tunesmith.generate.sampling import Sampling
 
+    screen.hush()
     opened = open_model(ModelSpec(path=str(folder.path)))
     sampling = Sampling(max_tokens=ANSWER_TOKENS)
     base = Local().bind(opened.trained, opened.codec, opened.off).answer(asks, sampling)
@@ -155,6 +156,7 @@ def _fold(folder: RunDir) -> None:
     from tunesmith.merge.fold import fold
 
     screen.heading("3  Fold the adapter into plain weights, and compare")
+    screen.hush()
     done = fold(str(folder.path), hear=lambda text: screen.say(f"  {text}", "dim"))
     for line in done.lines:
         screen.say(f"  {line}")
@@ -173,7 +175,7 @@ def _end(folder: Path, identity: RunDir, reviews: RunDir) -> None:
     screen.say("Talk with the model that knows its name, beside the one that does not:")
     screen.say(f"  {screen.command('chat', identity.path, '--against')}", "cyan")
     screen.say("Look at the exact tokens of a row, and which of them were learned:")
-    screen.say(f"  {screen.command('data', 'view', '--run', reviews.run_file, '--row', 1)}", "cyan")
+    screen.say(f"  {screen.command('data', 'view', '--run', reviews.path, '--row', 1)}", "cyan")
     screen.say("Train on your own rows:")
     screen.say(f"  {screen.command('new', 'run.yaml', '--data', 'rows.jsonl')}", "cyan")
     screen.say(f"  {screen.command('train', 'run.yaml')}", "cyan")

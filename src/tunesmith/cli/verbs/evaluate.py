@@ -42,7 +42,8 @@ def evaluate(
         int, typer.Option("--generate", min=0, help="Let the model write so many answers, and score them.")
     ] = 0,
     metric: Annotated[
-        list[str] | None, typer.Option("--metric", help="What written answers are scored by; may be given again.")
+        list[str] | None,
+        typer.Option("--metric", help="What written answers are scored by: a name, or your own FILE.py."),
     ] = None,
     max_rows: Annotated[int, typer.Option("--max-rows", min=1, help="Measure at most so many rows of --data.")] = 500,
     output: Annotated[
@@ -54,7 +55,7 @@ def evaluate(
 
     specs = [DataSpec(path=path, prompt=prompt) for path in data or ()]
     value: dict[str, Any] = {"generate": generate, "max_rows": max_rows}
-    settings = _settings(value | ({"metrics": metric} if metric else {}), changes or [])
+    settings = _settings(value | ({"metrics": [_metric(name) for name in metric]} if metric else {}), changes or [])
     from tunesmith.cli.progress import Counting
     from tunesmith.evaluate.verb import evaluate as measure
 
@@ -84,6 +85,11 @@ def _settings(value: dict[str, Any], changes: list[str]) -> Settings:
     for change in changes:
         assign(value, change)
     return parse(Settings, value, "evaluate")
+
+
+def _metric(name: str) -> str | dict[str, Any]:
+    """A metric by its name, or the function `score` of a Python file."""
+    return {"python": {"path": name}} if name.endswith(".py") else name
 
 
 def _folder(target: str) -> Path:

@@ -42,6 +42,7 @@ def fold(
     """Fold an adapter into its base, prove that the result is equal, and save it as a plain model."""
     from tunesmith.merge.fold import fold as melt
 
+    screen.hush()
     done = melt(folder, output, dtype.value, hear=lambda text: screen.say(f"  {text}", "dim"))
     for line in done.lines:
         screen.say(line)

@@ -62,7 +62,7 @@ def new(
         value["method"] = method
     _apply(value, changes or [])
     write_atomic(file, write_out(value, file.name).encode())
-    _told(file, value, kind)
+    _told(file, value, "" if objective else f", since the rows are {kind.__name__} records")
 
 
 def _refuse_existing(file: Path, force: bool) -> None:
@@ -124,10 +124,10 @@ def _apply(value: dict[str, Any], changes: list[str]) -> None:
     parse_run(value, "new")
 
 
-def _told(file: Path, value: dict[str, Any], kind: type[Record]) -> None:
+def _told(file: Path, value: dict[str, Any], why: str) -> None:
     objective = value["objective"]
     name = objective if isinstance(objective, str) else next(iter(objective))
-    screen.say(f"{file} is written: objective {name}, since the rows are {kind.__name__} records.")
+    screen.say(f"{file} is written: objective {name}{why}.")
     screen.say()
     screen.say("Go on with:")
     for verb in ("plan", "train"):

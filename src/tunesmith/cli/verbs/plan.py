@@ -26,14 +26,14 @@ def plan(
     ] = None,
 ) -> None:
     """Say how many steps and tokens, and how much memory, disk and time a run will take."""
-    from tunesmith.core.run import read_run
+    from tunesmith.cli import runs
 
-    run = read_run(run_file, tuple(changes or ()))
+    run, base = runs.read(run_file, changes)
     from tunesmith.cli.progress import Display
     from tunesmith.train.plan import plan as work_out
 
     with Display() as display:
-        made = work_out(run, hear=display.hear)
+        made = work_out(run, base=base, hear=display.hear)
     for title, rows in made.sections.items():
         screen.heading(title)
         screen.pairs(rows)

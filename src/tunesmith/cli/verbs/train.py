@@ -28,14 +28,14 @@ def train(
     ] = None,
 ) -> None:
     """Train a model as a run file says, and keep everything about it in a run folder."""
-    from tunesmith.core.run import read_run
+    from tunesmith.cli import runs
 
-    run = read_run(run_file, tuple(changes or ()))
+    run, base = runs.read(run_file, changes)
     screen.say(f"Training {run_file}", "bold")
     from tunesmith.cli.closing import close
     from tunesmith.cli.progress import Display
     from tunesmith.train.verb import train as start
 
     with Display() as display:
-        result = start(run, name=run_file.stem, hear=display.hear)
+        result = start(run, name=run_file.stem, base=base, hear=display.hear)
     close(result)

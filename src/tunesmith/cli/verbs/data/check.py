@@ -46,8 +46,8 @@ def check(
     """Read every row, say what can be used and what cannot and why, and list the rejected rows in a file."""
     from tunesmith.data.check import check as account
 
-    specs = _specs(files or [], run, format, column or [])
-    report = account(specs, _rejects(rejects, specs))
+    specs, base = _specs(files or [], run, format, column or [])
+    report = account(specs, _rejects(rejects, specs, base), base)
     if as_json:
         print(json.dumps(report.plain(), ensure_ascii=False, indent=2))
     else:
@@ -59,28 +59,29 @@ def check(
     raise typer.Exit(1 if lost else 0)
 
 
-def _specs(files: list[str], run: Path | None, format: str | None, column: list[str]) -> list[DataSpec]:
+def _specs(files: list[str], run: Path | None, format: str | None, column: list[str]) -> tuple[list[DataSpec], Path]:
+    from tunesmith.cli import runs
     from tunesmith.core.problem import Problem
-    from tunesmith.core.run import DataSpec, read_run
+    from tunesmith.core.run import DataSpec
 
     columns = dict(_pair(text) for text in column)
     specs = [DataSpec(path=file, format=format, columns=columns) for file in files]
     if run is None:
         if not specs:
             raise Problem("data check", "no file is given", "Give a file, or --run RUN.yaml")
-        return specs
+        return specs, Path()
     if files or format or columns:
         raise Problem("--run", "the run file says what is read and how", "Leave files, --format and --column out")
-    read = read_run(run)
-    return [*read.data, *read.validation.data]
+    read, base = runs.read(run)
+    return [*read.data, *read.validation.data], base
 
 
-def _rejects(asked: Path | None, specs: list[DataSpec]) -> Path:
+def _rejects(asked: Path | None, specs: list[DataSpec], base: Path) -> Path:
     """The file for rejected rows, which is none that is read: it is emptied at the start."""
     from tunesmith.core.problem import Problem
 
     file = asked or Path(f"{Path(specs[0].path).name.partition('.')[0] or 'rows'}.rejects.jsonl")
-    if any(Path(spec.path).exists() and file.resolve() == Path(spec.path).resolve() for spec in specs):
+    if any(file.resolve() == (base / spec.path).resolve() for spec in specs):
         raise Problem(str(file), "is read, so it cannot take the rejected rows too", "Name another file with --rejects")
     return file
 

@@ -50,14 +50,16 @@ def view(
     model: Annotated[
         str, typer.Option("--model", help="The model whose tokenizer and chat template are used.")
     ] = "builtin:seedling",
-    run: Annotated[Path | None, typer.Option("--run", metavar="RUN.yaml", help="See the row as this run does.")] = None,
+    run: Annotated[
+        Path | None, typer.Option("--run", metavar="RUN.yaml", help="See the row as this run (or run folder) does.")
+    ] = None,
     ids: Annotated[bool, typer.Option("--ids", help="List one token a line, with its number.")] = False,
 ) -> None:
     """Show the exact tokens of a row: which are learned, masked, cut off or special."""
     from tunesmith.data.report import Rejected
 
-    spec, rules, codec = _choices(file, run, model)
-    record = _record(spec, row)
+    spec, base, rules, codec = _choices(file, run, model)
+    record = _record(spec, base, row)
     screen.say(f"Row {row} of {spec.path} ({_place(record)})", "bold")
     if isinstance(record, Rejected):
         screen.say(f"Rejected as {record.reason}: {record.message}", "red")
@@ -66,16 +68,17 @@ def view(
     _show(record, spec, rules, codec, ids)
 
 
-def _choices(file: str | None, run: Path | None, model: str) -> tuple[DataSpec, Rules | None, Codec]:
-    """The source, the run's rules (None without a run), and the codec."""
+def _choices(file: str | None, run: Path | None, model: str) -> tuple[DataSpec, Path, Rules | None, Codec]:
+    """The source, where its path starts, the run's rules (None without a run), and the codec."""
+    from tunesmith.cli import runs
     from tunesmith.core.problem import Problem
-    from tunesmith.core.run import DataSpec, read_run
+    from tunesmith.core.run import DataSpec
 
     if run is None:
         if file is None:
             raise Problem("data view", "no file is given", "Give a file, or --run RUN.yaml")
-        return DataSpec(path=file), None, _codec(model, None)
-    read = read_run(run)
+        return DataSpec(path=file), Path(), None, _codec(model, None)
+    read, base = runs.read(run)
     sources = [*read.data, *read.validation.data]
     spec = next((source for source in sources if file in (None, source.path)), None)
     if spec is None:
@@ -86,7 +89,7 @@ def _choices(file: str | None, run: Path | None, model: str) -> tuple[DataSpec, 
     train, objective = read.train, read.objective
     limit = train.max_tokens or DEFAULT_MAX_TOKENS
     rules = Rules(objective.takes, limit, train.over_long, train.learn)  # type: ignore[attr-defined]
-    return spec, rules, _codec(read.model.path, read.model.chat_template)
+    return spec, base, rules, _codec(read.model.path, read.model.chat_template)
 
 
 def _codec(model: str, template: str | None) -> Codec:
@@ -101,14 +104,14 @@ def _codec(model: str, template: str | None) -> Codec:
     return Codec.load(find(model).tokenizer, template)
 
 
-def _record(spec: DataSpec, row: int) -> Record | Rejected:
+def _record(spec: DataSpec, base: Path, row: int) -> Record | Rejected:
     from tunesmith.core.problem import Problem
     from tunesmith.data.sources import open_source
 
-    records = (record for source in open_source(spec) for record in source.records())
+    records = (record for source in open_source(spec, base) for record in source.records())
     found = next(islice(records, row - 1, None), None)
     if found is None:
-        count = sum(1 for source in open_source(spec) for _ in source.records())
+        count = sum(1 for source in open_source(spec, base) for _ in source.records())
         raise Problem(
             f"{spec.path}: row {row}", f"there is no such row; the last is {count:,}", "Give a smaller number"
         )
