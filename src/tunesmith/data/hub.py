@@ -50,6 +50,7 @@ def load_hub(path: str, subset: str | None, split: str | None, revision: str | N
         Problem: not found, not reachable, code of its own, or no such subset or split.
     """
     import datasets
+    from datasets.exceptions import DatasetsError
 
     found = HUB_ID.fullmatch(path)
     local = Path(path).is_dir()
@@ -58,7 +59,7 @@ def load_hub(path: str, subset: str | None, split: str | None, revision: str | N
         rows: Any = datasets.load_dataset(
             name, subset, data_dir=folder, split=split or "train", revision=None if local else revision, streaming=False
         )
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
+    except (DatasetsError, OSError, ValueError, RuntimeError, KeyError) as error:
         raise _not_loaded(path, error) from error
     return HubTable(path, rows)
 

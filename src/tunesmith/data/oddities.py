@@ -14,8 +14,9 @@ from tunesmith.core.records import Message, Record
 from tunesmith.data.files.encoding import is_sound
 from tunesmith.data.formats import RowFault
 
-ODDITIES = {
-    "rows with placeholders such as {{name}}": re.compile(r"\{\{\s*\w+\s*\}\}"),
+PLACEHOLDERS = "rows with placeholders such as {{name}}"
+_PLACEHOLDER = re.compile(r"\{\{\s*\w+\s*\}\}")
+BEYOND_ASCII = {
     "rows with invisible characters (zero-width or text direction)": re.compile(
         "[\u200b-\u200f\u202a-\u202e\u2060-\u2064\u2066-\u2069\ufeff]"
     ),
@@ -56,7 +57,10 @@ def refuse_unwritable(record: Record) -> None:
 def oddities(record: Record) -> list[str]:
     """The names of what is odd about a record."""
     text = "\n".join(record_texts(record))
-    return [name for name, pattern in ODDITIES.items() if pattern.search(text)]
+    found = [PLACEHOLDERS] if _PLACEHOLDER.search(text) else []
+    if text.isascii():
+        return found
+    return found + [name for name, pattern in BEYOND_ASCII.items() if pattern.search(text)]
 
 
 class Seen:

@@ -250,15 +250,12 @@ def refuse_dropped(entry: Entry, rows: list[Mapping[str, Any]], format_name: str
     Raises:
         Problem: naming what would be lost.
     """
-    theirs = {ours: key for key, ours in PARTS.get(format_name, {}).items()}
-    parts = [theirs.get(part, part) for part in _parts_of("alpaca" if format_name == "text" else format_name)]
+    ours = {**PARTS["alpaca" if format_name == "text" else format_name], **PARTS[format_name]}
     named = set(entry.spec.columns.values())
-    ours = PARTS.get(format_name, {})
     lost = {
         key: column
-        for key in parts
-        if key in COLUMNS
-        and ours.get(key, key) not in entry.spec.columns
+        for key in _keys_read(format_name)
+        if ours.get(key, key) not in entry.spec.columns
         and (column := DEFAULTS.get(key, key)) not in named
         and any(row.get(column) for row in rows)
     }
@@ -272,8 +269,11 @@ def refuse_dropped(entry: Entry, rows: list[Mapping[str, Any]], format_name: str
         )
 
 
-def _parts_of(format_name: str) -> list[str]:
+def _keys_read(format_name: str) -> list[str]:
+    """The keys of `columns` that a format reads; plain text is what an alpaca row without an answer becomes."""
     from tunesmith.core.plugins import find
     from tunesmith.data.formats import Format
 
-    return list(cast("type[Format]", find("format", format_name)).columns)
+    like = "alpaca" if format_name == "text" else format_name
+    parts = cast("type[Format]", find("format", like)).columns
+    return [key for key in COLUMNS if PARTS[like].get(key, key) in parts]

@@ -17,7 +17,7 @@ from typing import IO, Any
 
 from tunesmith.core.problem import Problem
 from tunesmith.core.records import Place
-from tunesmith.core.rundir import write_json
+from tunesmith.core.rundir import write_atomic
 
 EXAMPLES = 3
 """How many rejected rows of each reason the report itself keeps."""
@@ -123,7 +123,8 @@ class DataReport:
     def save(self, path: Path) -> None:
         """Write the report as JSON, atomically."""
         self.close()
-        write_json(path, self.plain())
+        text = json.dumps(self.plain(), ensure_ascii=False, indent=2) + "\n"
+        write_atomic(path, text.encode("utf-8", "backslashreplace"))
 
     @classmethod
     def load(cls, path: Path) -> DataReport:

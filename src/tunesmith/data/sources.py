@@ -104,6 +104,15 @@ class Source:
         return {"spec": spec, "format": self.format.spec(), "table": content}
 
 
+@dataclass(slots=True)
+class _Head:
+    """The first readable rows of a source, and how many were rejected on the way to them."""
+
+    rows: list[RawRow] = field(default_factory=list[RawRow])
+    rejected: Counter[str] = field(default_factory=Counter[str])
+    first: Rejected | None = None
+
+
 def open_source(spec: DataSpec, base: Path = Path()) -> list[Source]:
     """The sources that a spec names: one, or one for each name of a registry. Relative paths start from `base`.
 
@@ -172,7 +181,7 @@ def _open_entry(entry: Entry, where: str) -> Source:
 
     source = _open(entry.spec, Path())
     if entry.named_only:
-        rows = [row.values for row in _head(source.files, source.table, source.notes.setdefault)[0]]
+        rows = [row.values for row in _head(source.files, source.table, source.notes.setdefault).rows]
         refuse_dropped(entry, rows, source.format.name(), where)
     return source
 
@@ -184,12 +193,12 @@ def _refuse_hub_options(spec: DataSpec) -> None:
 
 
 def _finish(spec: DataSpec, files: tuple[DataFile, ...], table: HubTable | None, notes: dict[str, None]) -> Source:
-    rows, rejected = _head(files, table, notes.setdefault)
-    if not rows:
-        raise _no_rows(spec, files, rejected)
+    head = _head(files, table, notes.setdefault)
+    if not head.rows:
+        raise _no_rows(spec, files, head)
     if spec.prompt is not None and "{text}" not in spec.prompt:
         raise Problem(f"{spec.path}: prompt", "has no {text} in it, so the text would be lost", "Put {text} into it")
-    found, reason = choose([row.values for row in rows], spec.path, spec.format, spec.columns, spec.tags)
+    found, reason = choose([row.values for row in head.rows], spec.path, spec.format, spec.columns, spec.tags)
     return Source(spec, found, reason, files, table, notes)
 
 
@@ -197,28 +206,26 @@ def _rows(files: tuple[DataFile, ...], table: HubTable | None, note: Callable[[s
     return table.read() if table else chain.from_iterable(read(file, note) for file in files)
 
 
-def _head(
-    files: tuple[DataFile, ...], table: HubTable | None, note: Callable[[str], None]
-) -> tuple[list[RawRow], list[Rejected]]:
+def _head(files: tuple[DataFile, ...], table: HubTable | None, note: Callable[[str], None]) -> _Head:
     """The first readable rows, from several files where there are several, and what was rejected before them."""
     streams = [table.read()] if table else [read(file, note) for file in files[:HEAD_FILES]]
-    rows: list[RawRow] = []
-    rejected: list[Rejected] = []
+    head = _Head()
     for stream in streams:
-        wanted = len(rows) + max(1, HEAD_ROWS // len(streams))
+        wanted = len(head.rows) + max(1, HEAD_ROWS // len(streams))
         for found in stream:
             if isinstance(found, Rejected):
-                rejected.append(found)
+                head.first = head.first or found
+                head.rejected[found.reason] += 1
             else:
-                rows.append(found)
-            if len(rows) >= wanted or len(rejected) > 10_000:
+                head.rows.append(found)
+            if len(head.rows) >= wanted:
                 break
-    return rows, rejected
+    return head
 
 
-def _no_rows(spec: DataSpec, files: tuple[DataFile, ...], rejected: list[Rejected]) -> Problem:
-    if rejected:
-        return all_rejected(spec.path, Counter(row.reason for row in rejected), rejected[0])
+def _no_rows(spec: DataSpec, files: tuple[DataFile, ...], head: _Head) -> Problem:
+    if head.first:
+        return all_rejected(spec.path, head.rejected, head.first)
     size = sum(file.path.stat().st_size for file in files)
     what = f"holds no rows ({size:,} bytes of nothing but blank lines or brackets)" if size else "is empty"
     return Problem(spec.path, what, "Give a file that holds rows")

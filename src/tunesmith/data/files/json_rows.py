@@ -178,7 +178,7 @@ class _Scanner:
                     return self._sound(value, end, place)
             except json.JSONDecodeError as error:
                 if self.ended or not self._cut_short(error):
-                    return self._broken(_fault(self.buffer[self.at :], error), place)
+                    return self._broken(_fault(self.buffer, error, self.at), place)
             except RowFault as fault:
                 return self._broken(fault, place)
             except RecursionError:
@@ -192,6 +192,8 @@ class _Scanner:
     def _sound(self, value: Any, end: int, place: Place) -> Found:
         text = self.buffer[self.at : end]
         self._take(end)
+        if len(text) > MAX_ROW:
+            return too_long(place, text)
         try:
             if not is_sound(text):
                 parse(text)
@@ -287,14 +289,16 @@ class _Scanner:
         return excerpt(self.buffer[self.at : self.at + 2 * EXCERPT])
 
 
-def _fault(text: str, error: json.JSONDecodeError) -> RowFault:
-    if not is_sound(text[: error.pos + 1]):
+def _fault(text: str, error: json.JSONDecodeError, start: int = 0) -> RowFault:
+    """What is wrong with the row that begins at `start`."""
+    where = f"character {error.pos - start + 1} of the row"
+    if not is_sound(text[start : error.pos + 1]):
         return RowFault("bad-encoding", "holds bytes that do not fit the file's encoding; save the file as UTF-8")
     if "\0" in text[error.pos : error.pos + 1]:
-        return RowFault("nul-character", f"holds a NUL character (character {error.pos + 1} of the row)")
+        return RowFault("nul-character", f"holds a NUL character ({where})")
     if error.msg == "Extra data":
-        return RowFault("extra-data", f"something follows the row's end (character {error.pos + 1}): one row a line")
-    return RowFault("bad-json", f"is no JSON: {error.msg.removesuffix(' at')} (character {error.pos + 1} of the row)")
+        return RowFault("extra-data", f"something follows the row's end ({where}); write one row a line")
+    return RowFault("bad-json", f"is no JSON: {error.msg.removesuffix(' at')} ({where})")
 
 
 def _checked_depth(value: Any, text: str) -> Any:

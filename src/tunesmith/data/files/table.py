@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from tunesmith.core.problem import Problem
 from tunesmith.core.records import Place
@@ -36,9 +36,9 @@ def read_table(
     delimiter = "\t" if tabs else _delimiter(head)
     if not tabs and delimiter != ",":
         note(f"{name} is separated by {delimiter!r}")
-    quoted = not tabs or _quotes_close(head)
+    quoted = not tabs or _is_even(head, csv.QUOTE_MINIMAL) or not _is_even(head, csv.QUOTE_NONE)
     if not quoted:
-        note(f"{name}: quotes are taken as they are, since some do not close in their cell")
+        note(f"{name}: quotes are taken as they are, since the lines do not fit together otherwise")
     return _rows(_Table(name, chain(head, stream), delimiter, quoted), note)
 
 
@@ -62,7 +62,7 @@ class _Table:
             yield line.text + "\n"
 
     def records(self) -> Iterator[tuple[Place, list[str] | csv.Error]]:
-        csv.field_size_limit(MAX_ROW)
+        csv.field_size_limit(2 * MAX_ROW)
         quoting = csv.QUOTE_MINIMAL if self.quoted else csv.QUOTE_NONE
         reader = csv.reader(self.lines(), delimiter=self.delimiter, quoting=quoting, strict=True)
         while True:
@@ -131,9 +131,13 @@ def _delimiter(head: list[Line]) -> str:
     return next((mark for mark in (",", ";", "\t", "|") if mark in first), ",")
 
 
-def _quotes_close(head: list[Line]) -> bool:
-    cells = (cell for line in head for cell in line.text.split("\t") if cell.startswith('"'))
-    return all(len(cell) > 1 and cell.endswith('"') for cell in cells)
+def _is_even(head: list[Line], quoting: Literal[0, 3]) -> bool:
+    """Whether the first lines of a TSV file all have the same number of cells under a rule of quoting."""
+    try:
+        rows = list(csv.reader((line.text for line in head), delimiter="\t", quoting=quoting, strict=True))
+    except csv.Error:
+        return False
+    return len({len(row) for row in rows if row}) <= 1
 
 
 def _is_number(cell: str) -> bool:
