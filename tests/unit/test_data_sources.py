@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -99,6 +100,37 @@ def test_what_is_not_there_is_a_problem(tmp_path: Path) -> None:
 def test_a_hub_that_cannot_be_reached_is_a_problem() -> None:
     pytest.importorskip("datasets")
     assert "cannot be loaded" in problem("nobody/no-such-data-set")
+
+
+def with_modelscope(monkeypatch: pytest.MonkeyPatch, fetch: Any) -> None:
+    for name in ("modelscope", "modelscope.hub", "modelscope.hub.snapshot_download"):
+        monkeypatch.setitem(sys.modules, name, ModuleType(name))
+    sys.modules["modelscope.hub.snapshot_download"].dataset_snapshot_download = fetch  # type: ignore[attr-defined]
+
+
+def test_modelscope_is_fetched_and_read_as_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path / "train.jsonl", ROW)
+    asked: list[Any] = []
+
+    def fetch(name: str, revision: str | None) -> str:
+        asked.append((name, revision))
+        return str(tmp_path)
+
+    with_modelscope(monkeypatch, fetch)
+    (record,) = records("modelscope:org/name", revision="v1")
+    assert isinstance(record, Chat)
+    assert asked == [("org/name", "v1")]
+    assert record.place.file == "modelscope:org/name/train.jsonl"
+
+
+def test_modelscope_that_fails_or_is_missing_is_a_problem(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fetch(name: str, revision: str | None) -> str:
+        raise RuntimeError(f"{name} is not there")
+
+    with_modelscope(monkeypatch, fetch)
+    assert "org/name is not there" in problem("modelscope:org/name")
+    monkeypatch.setitem(sys.modules, "modelscope.hub.snapshot_download", None)
+    assert 'pip install "tunesmith[modelscope]"' in problem("modelscope:org/name")
 
 
 def test_a_local_folder_with_a_split_goes_through_datasets(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from tunesmith.core.problem import Problem, missing_extra
+from tunesmith.core.problem import Problem
 from tunesmith.data.files.base import CHUNK
 
 BOMB_BYTES = 2**28
@@ -84,10 +84,8 @@ def _gunzip(path: Path, raw: BinaryIO) -> Iterator[bytes]:
 
 
 def _unzstd(path: Path, raw: BinaryIO) -> Iterator[bytes]:
-    try:
-        import zstandard
-    except ImportError as error:
-        raise missing_extra("zstd", "zstandard") from error
+    import zstandard
+
     try:
         frame = None
         for piece in iter(lambda: raw.read(ZSTD_STEP), b""):
