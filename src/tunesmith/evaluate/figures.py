@@ -43,7 +43,8 @@ def share(hits: int, n: int) -> Figure:
     p = hits / n
     middle, scale = p + Z * Z / (2 * n), 1 + Z * Z / n
     half = Z * math.sqrt(p * (1 - p) / n + Z * Z / (4 * n * n))
-    return Figure(p, max(0.0, (middle - half) / scale), min(1.0, (middle + half) / scale), n)
+    low, high = (middle - half) / scale, (middle + half) / scale
+    return Figure(p, low if hits else 0.0, high if hits < n else 1.0, n)
 
 
 def bootstrap(n: int, statistic: Statistic, seed: int = 0, draws: int = DRAWS) -> Figure:

@@ -7,20 +7,22 @@ from functools import lru_cache
 from math import nan
 from typing import Any
 
-from tunesmith.evaluate.figures import DRAWS, Figure
+import numpy as np
+
+from tunesmith.evaluate.figures import Figure, bootstrap
 from tunesmith.evaluate.language import language_of
 
 
-def corpus_figure(metric: Any, answers: Sequence[str], references: Sequence[str]) -> Figure:
-    """The score of all answers together, 0 to 100, with sacrebleu's own bootstrap interval over rows.
+def corpus_figure(metric: Any, answers: Sequence[str], references: Sequence[str], seed: int = 0) -> Figure:
+    """The score of all answers together, 0 to 100, with a bootstrap interval over rows.
 
-    metric: a metric of sacrebleu. Its draws have a fixed seed, so the interval is the same every time.
+    metric: a metric of sacrebleu. Its statistics are kept a row and added up for each draw, as sacrebleu's own
+    bootstrap does, which takes its seed from the environment and stops with a TypeError on some chrF scores.
     """
     if not answers:
         return Figure(nan, nan, nan, 0)
-    found = metric.corpus_score(list(answers), [list(references)], n_bootstrap=DRAWS)
-    middle, half = found._mean, found._ci
-    return Figure(found.score, max(0.0, middle - half), min(100.0, middle + half), len(answers))
+    stats = np.array(metric._extract_corpus_statistics(list(answers), [list(references)]), dtype=np.float64)
+    return bootstrap(len(stats), lambda rows: float(metric._compute_score_from_stats(stats[rows].sum(0)).score), seed)
 
 
 @lru_cache(maxsize=8)

@@ -31,7 +31,7 @@ class Chrf(Metric):
         return [metric.sentence_score(a, [r]).score for a, r in zip(answers, references, strict=True)]
 
     def figure(self, answers: Sequence[str], references: Sequence[str], seed: int = 0) -> Figure:
-        return corpus_figure(self._metric(), answers, references)
+        return corpus_figure(self._metric(), answers, references, seed)
 
     def label(self, references: Sequence[str]) -> str:
         return f"chrf{'+' * self.word_order}"
