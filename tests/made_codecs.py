@@ -6,7 +6,8 @@ import json
 from typing import Any
 
 from tunesmith.core.records import Message
-from tunesmith.data.tokenizer import Codec, CodecParts
+from tunesmith.data.codec_parts import CodecParts
+from tunesmith.data.tokenizer import Codec
 
 SPECIALS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<s>", "</s>", "<start_of_turn>", "<end_of_turn>")
 SPECIALS += ("<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>", "<|eom_id|>")

@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from made_codecs import CHATML, chat, codec, tokenizer_json
 
 from tunesmith.core.problem import Problem
+from tunesmith.data.codec_parts import CodecParts
 from tunesmith.data.template import CHATML as OUR_CHATML
-from tunesmith.data.tokenizer import Codec, CodecParts
+from tunesmith.data.tokenizer import Codec
 
 IM_START, IM_END = 1, 2
 

@@ -7,6 +7,7 @@ import threading
 import pytest
 
 from tunesmith.core.problem import Problem
+from tunesmith.data import sandbox
 from tunesmith.data import template as module
 from tunesmith.data.template import CHATML, Template, TemplateRefusal
 
@@ -45,8 +46,8 @@ INJECTIONS = {
 
 @pytest.fixture(autouse=True)
 def small_limits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "MAX_WORK", 500_000)
-    monkeypatch.setattr(module, "MAX_TEXT", 1 << 20)
+    monkeypatch.setattr(sandbox, "MAX_WORK", 500_000)
+    monkeypatch.setattr(sandbox, "MAX_TEXT", 1 << 20)
 
 
 @pytest.mark.parametrize("name", BOMBS)
@@ -81,8 +82,8 @@ def test_an_injection_reaches_nothing(name: str) -> None:
 
 def test_a_timer_stops_what_the_meter_does_not_see(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "MAX_SECONDS", 0.2)
-    monkeypatch.setattr(module, "MAX_WORK", 10**15)
-    monkeypatch.setattr(module, "MAX_TEXT", 10**15)
+    monkeypatch.setattr(sandbox, "MAX_WORK", 10**15)
+    monkeypatch.setattr(sandbox, "MAX_TEXT", 10**15)
     slow = "{% for a in range(999999) %}{% for b in range(999999) %}{% endfor %}{% endfor %}"
     with pytest.raises(Problem, match="takes longer than"):
         Template(slow, {}).render(CHAT)
@@ -90,8 +91,8 @@ def test_a_timer_stops_what_the_meter_does_not_see(monkeypatch: pytest.MonkeyPat
 
 def test_too_much_memory_is_a_problem(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "MAX_MEGABYTES", 64)
-    monkeypatch.setattr(module, "MAX_TEXT", 10**15)
-    monkeypatch.setattr(module, "MAX_WORK", 10**15)
+    monkeypatch.setattr(sandbox, "MAX_TEXT", 10**15)
+    monkeypatch.setattr(sandbox, "MAX_WORK", 10**15)
     with pytest.raises(Problem, match="MB of memory"):
         Template("{{ 'a' * 10**9 }}", {}).render(CHAT)
 

@@ -32,12 +32,13 @@ from tunesmith.core.records import Place, Record
 from tunesmith.core.rows import TokenRow
 from tunesmith.core.rundir import sync_folder
 from tunesmith.data.check import account, begin
+from tunesmith.data.codec_parts import CodecParts
 from tunesmith.data.encode import Rules, encode
 from tunesmith.data.oddities import Seen
 from tunesmith.data.report import DataReport, Rejected
 from tunesmith.data.sources import Source, all_rejected, convert
 from tunesmith.data.store import FORMAT, Block, StoreWriter, TokenStore, block_of, content_key, open_store
-from tunesmith.data.tokenizer import Codec, CodecParts
+from tunesmith.data.tokenizer import Codec
 
 CHUNK = 128
 """Records that travel to a worker together."""

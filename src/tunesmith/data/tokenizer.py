@@ -14,27 +14,20 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
-from tokenizers import AddedToken, Tokenizer
+from tokenizers import Tokenizer
 
 from tunesmith.core.problem import Problem
 from tunesmith.core.records import Message
-from tunesmith.data.template import (
-    CHATML,
-    CHATML_PLAIN,
-    FROZEN_DATE,
-    RESERVED,
-    Rendered,
-    Template,
-    TemplateRefusal,
-)
+from tunesmith.data.codec_parts import CodecParts, parts_of, parts_of_folder, read_tokenizer
+from tunesmith.data.template import RESERVED, Rendered, Template, TemplateRefusal
 
 THINKING = ("<think>", "</think>")
 """Markers that answers write themselves; in the model's turns they stay what the tokenizer makes of them."""
@@ -42,21 +35,6 @@ THINKING = ("<think>", "</think>")
 _ESCAPE, _STAND_IN, PROBE = "\ufdd2", "\ufdd3", "\ufdd4"
 _FIRST_MARK = 0x100000
 _ESCAPED = re.compile(f"{_ESCAPE}(.)", re.DOTALL)
-_MARKERS = ("<|im_start|>", "<|im_end|>")
-
-
-@dataclass(frozen=True, slots=True)
-class CodecParts:
-    """What a codec is made of, as plain strings and numbers, so that it can be sent to another process."""
-
-    tokenizer: str
-    template: str
-    tool_template: str | None = None
-    template_was_set: str = ""
-    specials: tuple[tuple[str, str], ...] = ()
-    prefix: tuple[int, ...] = ()
-    suffix: tuple[int, ...] = ()
-    date: str = FROZEN_DATE
 
 
 class Codec:
@@ -66,7 +44,7 @@ class Codec:
         """Raises: Problem: the tokenizer or the template in `parts` is none."""
         self.parts = parts
         self._json = _stripped(parts.tokenizer)
-        self._own = _tokenizer(json.dumps(self._json), "tokenizer")
+        self._own = read_tokenizer(json.dumps(self._json), "tokenizer")
         named = dict(parts.specials)
         self.special_ids = {
             token["content"]: int(token["id"]) for token in self._json["added_tokens"] if token["special"]
@@ -90,16 +68,7 @@ class Codec:
         Raises:
             Problem: the folder holds no tokenizer, or one that cannot be read.
         """
-        file = folder / "tokenizer.json"
-        if not file.is_file():
-            return cls.of(_slow_tokenizer(folder), template)
-        config = _read_json(folder / "tokenizer_config.json")
-        tokenizer = _with_configured(_tokenizer(_read(file), str(file)), config)
-        prefix, suffix = _frame(tokenizer)
-        specials = _named_specials(config)
-        prefix = _configured_bos(prefix, config, tokenizer, specials)
-        templates = _templates(folder, config)
-        return cls._assemble(tokenizer.to_str(), templates, template, specials, prefix, suffix)
+        return cls(parts_of_folder(folder, template))
 
     @classmethod
     def of(cls, tokenizer: Any, template: str | None = None) -> Codec:
@@ -108,32 +77,7 @@ class Codec:
         Raises:
             Problem: it has no fast tokenizer behind it.
         """
-        backend = getattr(tokenizer, "backend_tokenizer", None)
-        if not isinstance(backend, Tokenizer):
-            raise Problem(
-                f"tokenizer {type(tokenizer).__name__}",
-                "is written in plain Python and has no tokenizer.json",
-                "Convert it: load it with transformers' AutoTokenizer and save it as a fast tokenizer",
-            )
-        found: Any = tokenizer.chat_template
-        templates = {"default": found} if isinstance(found, str) else dict(found or {})
-        specials = {name: str(text) for name, text in tokenizer.special_tokens_map.items() if isinstance(text, str)}
-        prefix, suffix = _frame(backend)
-        return cls._assemble(backend.to_str(), templates, template, specials, prefix, suffix)
-
-    @classmethod
-    def _assemble(
-        cls,
-        tokenizer: str,
-        templates: Mapping[str, str],
-        wanted: str | None,
-        specials: Mapping[str, str],
-        prefix: tuple[int, ...],
-        suffix: tuple[int, ...],
-    ) -> Codec:
-        source, was_set = _choose_template(templates.get("default"), wanted, tokenizer, specials)
-        tools = None if was_set else templates.get("tool_use")
-        return cls(CodecParts(tokenizer, source, tools, was_set, tuple(sorted(specials.items())), prefix, suffix))
+        return cls(parts_of(tokenizer, template))
 
     @property
     def template(self) -> str:
@@ -259,7 +203,7 @@ class Codec:
         data = json.loads(json.dumps(self._json))
         names = {text: _STAND_IN + mark for text, mark in self._marks.items()}
         _rename(data, names)
-        twin = _tokenizer(json.dumps(data), "tokenizer")
+        twin = read_tokenizer(json.dumps(data), "tokenizer")
         wrong = [text for text, name in names.items() if twin.token_to_id(name) != self.special_ids[text]]
         if wrong:
             raise RuntimeError(f"the twin tokenizer lost the ids of {wrong[:5]}")
@@ -392,129 +336,8 @@ def _rename(data: dict[str, Any], names: Mapping[str, str]) -> None:
         model["unk_token"] = names[model["unk_token"]]
 
 
-def _tokenizer(text: str, where: str) -> Tokenizer:
-    try:
-        return Tokenizer.from_str(text)
-    except Exception as error:  # tokenizers raises bare Exception for whatever is wrong
-        raise Problem(where, f"is no tokenizer: {error}", "Check that the file is complete") from error
-
-
 def _stripped(text: str) -> dict[str, Any]:
     """A tokenizer's JSON without what it would add, cut or fill by itself."""
     data = json.loads(text)
     data.update(post_processor=None, truncation=None, padding=None)
     return data
-
-
-def _frame(tokenizer: Tokenizer) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """The ids that the tokenizer itself puts before and after a text."""
-    bare = tokenizer.encode("a", add_special_tokens=False).ids
-    full = tokenizer.encode("a", add_special_tokens=True).ids
-    for start in range(len(full) - len(bare) + 1):
-        if full[start : start + len(bare)] == bare:
-            return tuple(full[:start]), tuple(full[start + len(bare) :])
-    return (), ()
-
-
-def _configured_bos(
-    prefix: tuple[int, ...], config: Mapping[str, Any], tokenizer: Tokenizer, specials: Mapping[str, str]
-) -> tuple[int, ...]:
-    wanted = config.get("add_bos_token")
-    bos = tokenizer.token_to_id(specials["bos_token"]) if "bos_token" in specials else None
-    if bos is None or not isinstance(wanted, bool):
-        return prefix
-    rest = prefix[1:] if prefix[:1] == (bos,) else prefix
-    return (bos, *rest) if wanted else rest
-
-
-def _with_configured(tokenizer: Tokenizer, config: Mapping[str, Any]) -> Tokenizer:
-    """Add the tokens that only tokenizer_config.json names, and mark the named ones as special."""
-    listed = sorted(config.get("added_tokens_decoder", {}).items(), key=lambda item: int(item[0]))
-    for _, token in listed:
-        if tokenizer.token_to_id(token["content"]) is None:
-            flags = {name: token[name] for name in _FLAGS if name in token}
-            tokenizer.add_tokens([AddedToken(token["content"], **flags)])
-    added = {token.content for token in tokenizer.get_added_tokens_decoder().values() if token.special}
-    missing = [text for text in _named_specials(config).values() if text not in added]
-    tokenizer.add_special_tokens([AddedToken(text, special=True, normalized=False) for text in missing])
-    return tokenizer
-
-
-_FLAGS = ("lstrip", "rstrip", "single_word", "normalized", "special")
-
-
-def _named_specials(config: Mapping[str, Any]) -> dict[str, str]:
-    out: dict[str, str] = {}
-    for name, value in config.items():
-        text = value.get("content") if isinstance(value, dict) else value
-        if name.endswith("_token") and isinstance(text, str) and text:
-            out[name] = text
-    return out
-
-
-def _templates(folder: Path, config: Mapping[str, Any]) -> dict[str, str]:
-    """The templates of a model folder by name; files win over the configuration."""
-    found = config.get("chat_template")
-    out: dict[str, str] = {"default": found} if isinstance(found, str) else {}
-    if isinstance(found, list):
-        out = {str(item["name"]): str(item["template"]) for item in cast("list[dict[str, str]]", found)}
-    file = folder / "chat_template.jinja"
-    if file.is_file():
-        out["default"] = _read(file)
-    more = folder / "additional_chat_templates"
-    return out | {path.stem: _read(path) for path in sorted(more.glob("*.jinja"))}
-
-
-def _choose_template(
-    found: str | None, wanted: str | None, tokenizer: str, specials: Mapping[str, str]
-) -> tuple[str, str]:
-    """The template's source, and a sentence for the person if it is not the tokenizer's own."""
-    if wanted not in (None, "chatml"):
-        return _read(Path(wanted)), f"the chat template is {wanted}, as asked"
-    if found and wanted is None:
-        return found, ""
-    why = "as asked" if wanted else "since the tokenizer has none"
-    single = {token["content"] for token in json.loads(tokenizer)["added_tokens"] if token["special"]}
-    if single.issuperset(_MARKERS):
-        return CHATML, f"the chat template is ChatML, {why}"
-    if "eos_token" not in specials:
-        raise Problem(
-            "tokenizer",
-            "has no chat template, and no end token that could end a turn",
-            "Set model.chat_template to a Jinja file that fits the model",
-        )
-    return CHATML_PLAIN, (
-        f"the chat template is ChatML with its markers as plain text and {specials['eos_token']!r} at the end of a "
-        f"turn, {why} and its vocabulary lacks the markers"
-    )
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise Problem(str(path), f"cannot be read ({error})", "Check the path and the file") from error
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
-    try:
-        value: Any = json.loads(_read(path))
-    except ValueError as error:
-        raise Problem(str(path), f"is not JSON ({error})", "Check that the file is complete") from error
-    if not isinstance(value, dict):
-        raise Problem(str(path), "holds no options by name", "Check that the file is complete")
-    return cast("dict[str, Any]", value)
-
-
-def _slow_tokenizer(folder: Path) -> Any:
-    if not folder.is_dir():
-        raise Problem(str(folder), "there is no such folder", "Give the folder of a model")
-    from transformers import AutoTokenizer
-
-    load: Callable[..., Any] = AutoTokenizer.from_pretrained
-    try:
-        return load(folder, trust_remote_code=False, local_files_only=True)
-    except (OSError, ValueError, ImportError, KeyError) as error:
-        raise Problem(str(folder), f"holds no tokenizer that can be loaded ({error})", "Add tokenizer.json") from error

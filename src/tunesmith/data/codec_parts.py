@@ -1,0 +1,199 @@
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
+"""What a codec is made of, and where it is read from: a model folder, or a tokenizer of transformers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+from tokenizers import AddedToken, Tokenizer
+
+from tunesmith.core.problem import Problem
+from tunesmith.data.template import CHATML, CHATML_PLAIN, FROZEN_DATE
+
+_MARKERS = ("<|im_start|>", "<|im_end|>")
+_FLAGS = ("lstrip", "rstrip", "single_word", "normalized", "special")
+
+
+@dataclass(frozen=True, slots=True)
+class CodecParts:
+    """What a codec is made of, as plain strings and numbers, so that it can be sent to another process."""
+
+    tokenizer: str
+    template: str
+    tool_template: str | None = None
+    template_was_set: str = ""
+    specials: tuple[tuple[str, str], ...] = ()
+    prefix: tuple[int, ...] = ()
+    suffix: tuple[int, ...] = ()
+    date: str = FROZEN_DATE
+
+
+def parts_of_folder(folder: Path, template: str | None = None) -> CodecParts:
+    """The parts in a local model folder; template: as in `Codec.load`.
+
+    Raises:
+        Problem: the folder holds no tokenizer, or one that cannot be read.
+    """
+    file = folder / "tokenizer.json"
+    if not file.is_file():
+        return parts_of(_slow_tokenizer(folder), template)
+    config = _read_json(folder / "tokenizer_config.json")
+    tokenizer = _with_configured(read_tokenizer(_read(file), str(file)), config)
+    specials = _named_specials(config)
+    prefix, suffix = _frame(tokenizer)
+    prefix = _configured_bos(prefix, config, tokenizer, specials)
+    return _assemble(tokenizer.to_str(), _templates(folder, config), template, specials, (prefix, suffix))
+
+
+def parts_of(tokenizer: Any, template: str | None = None) -> CodecParts:
+    """The parts of a tokenizer of transformers; template: as in `Codec.load`.
+
+    Raises:
+        Problem: it has no fast tokenizer behind it.
+    """
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if not isinstance(backend, Tokenizer):
+        raise Problem(
+            f"tokenizer {type(tokenizer).__name__}",
+            "is written in plain Python and has no tokenizer.json",
+            "Convert it: load it with transformers' AutoTokenizer and save it as a fast tokenizer",
+        )
+    found: Any = tokenizer.chat_template
+    templates = {"default": found} if isinstance(found, str) else dict(found or {})
+    specials = {name: text for name, text in tokenizer.special_tokens_map.items() if isinstance(text, str)}
+    return _assemble(backend.to_str(), templates, template, specials, _frame(backend))
+
+
+def read_tokenizer(text: str, where: str) -> Tokenizer:
+    """Raises: Problem: the text is no tokenizer; `where` names it."""
+    try:
+        return Tokenizer.from_str(text)
+    except Exception as error:  # tokenizers raises bare Exception for whatever is wrong
+        raise Problem(where, f"is no tokenizer: {error}", "Check that the file is complete") from error
+
+
+def _assemble(
+    tokenizer: str,
+    templates: Mapping[str, str],
+    wanted: str | None,
+    specials: Mapping[str, str],
+    frame: tuple[tuple[int, ...], tuple[int, ...]],
+) -> CodecParts:
+    source, was_set = _choose_template(templates.get("default"), wanted, tokenizer, specials)
+    tools = None if was_set else templates.get("tool_use")
+    return CodecParts(tokenizer, source, tools, was_set, tuple(sorted(specials.items())), *frame)
+
+
+def _frame(tokenizer: Tokenizer) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The ids that the tokenizer itself puts before and after a text."""
+    bare = tokenizer.encode("a", add_special_tokens=False).ids
+    full = tokenizer.encode("a", add_special_tokens=True).ids
+    for start in range(len(full) - len(bare) + 1):
+        if full[start : start + len(bare)] == bare:
+            return tuple(full[:start]), tuple(full[start + len(bare) :])
+    return (), ()
+
+
+def _configured_bos(
+    prefix: tuple[int, ...], config: Mapping[str, Any], tokenizer: Tokenizer, specials: Mapping[str, str]
+) -> tuple[int, ...]:
+    wanted = config.get("add_bos_token")
+    bos = tokenizer.token_to_id(specials["bos_token"]) if "bos_token" in specials else None
+    if bos is None or not isinstance(wanted, bool):
+        return prefix
+    rest = prefix[1:] if prefix[:1] == (bos,) else prefix
+    return (bos, *rest) if wanted else rest
+
+
+def _with_configured(tokenizer: Tokenizer, config: Mapping[str, Any]) -> Tokenizer:
+    """Add the tokens that only tokenizer_config.json names, and mark the named ones as special."""
+    listed = sorted(config.get("added_tokens_decoder", {}).items(), key=lambda item: int(item[0]))
+    for _, token in listed:
+        if tokenizer.token_to_id(token["content"]) is None:
+            flags = {name: token[name] for name in _FLAGS if name in token}
+            tokenizer.add_tokens([AddedToken(token["content"], **flags)])
+    added = {token.content for token in tokenizer.get_added_tokens_decoder().values() if token.special}
+    missing = [text for text in _named_specials(config).values() if text not in added]
+    tokenizer.add_special_tokens([AddedToken(text, special=True, normalized=False) for text in missing])
+    return tokenizer
+
+
+def _named_specials(config: Mapping[str, Any]) -> dict[str, str]:
+    out: dict[str, str] = {}
+    for name, value in config.items():
+        text = value.get("content") if isinstance(value, dict) else value
+        if name.endswith("_token") and isinstance(text, str) and text:
+            out[name] = text
+    return out
+
+
+def _templates(folder: Path, config: Mapping[str, Any]) -> dict[str, str]:
+    """The templates of a model folder by name; files win over the configuration."""
+    found = config.get("chat_template")
+    out: dict[str, str] = {"default": found} if isinstance(found, str) else {}
+    if isinstance(found, list):
+        out = {str(item["name"]): str(item["template"]) for item in cast("list[dict[str, str]]", found)}
+    file = folder / "chat_template.jinja"
+    if file.is_file():
+        out["default"] = _read(file)
+    more = folder / "additional_chat_templates"
+    return out | {path.stem: _read(path) for path in sorted(more.glob("*.jinja"))}
+
+
+def _choose_template(
+    found: str | None, wanted: str | None, tokenizer: str, specials: Mapping[str, str]
+) -> tuple[str, str]:
+    """The template's source, and a sentence for the person if it is not the tokenizer's own."""
+    if wanted not in (None, "chatml"):
+        return _read(Path(wanted)), f"the chat template is {wanted}, as asked"
+    if found and wanted is None:
+        return found, ""
+    why = "as asked" if wanted else "since the tokenizer has none"
+    single = {token["content"] for token in json.loads(tokenizer)["added_tokens"] if token["special"]}
+    if single.issuperset(_MARKERS):
+        return CHATML, f"the chat template is ChatML, {why}"
+    if "eos_token" not in specials:
+        raise Problem(
+            "tokenizer",
+            "has no chat template, and no end token that could end a turn",
+            "Set model.chat_template to a Jinja file that fits the model",
+        )
+    return CHATML_PLAIN, (
+        f"the chat template is ChatML with its markers as plain text and {specials['eos_token']!r} at the end of a "
+        f"turn, {why} and its vocabulary lacks the markers"
+    )
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise Problem(str(path), f"cannot be read ({error})", "Check the path and the file") from error
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    try:
+        value: Any = json.loads(_read(path))
+    except ValueError as error:
+        raise Problem(str(path), f"is not JSON ({error})", "Check that the file is complete") from error
+    if not isinstance(value, dict):
+        raise Problem(str(path), "holds no options by name", "Check that the file is complete")
+    return cast("dict[str, Any]", value)
+
+
+def _slow_tokenizer(folder: Path) -> Any:
+    if not folder.is_dir():
+        raise Problem(str(folder), "there is no such folder", "Give the folder of a model")
+    from transformers import AutoTokenizer
+
+    load: Callable[..., Any] = AutoTokenizer.from_pretrained
+    try:
+        return load(folder, trust_remote_code=False, local_files_only=True)
+    except (OSError, ValueError, ImportError, KeyError) as error:
+        raise Problem(str(folder), f"holds no tokenizer that can be loaded ({error})", "Add tokenizer.json") from error
