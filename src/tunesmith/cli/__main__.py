@@ -58,7 +58,9 @@ class Verbs(TyperGroup):
 
             screen.fault(problem)
             raise typer.Exit(2) from problem
-        except KeyboardInterrupt as stop:
+        except EOFError as bug:  # which the library would take for the end of a person's typing
+            raise RuntimeError(f"a file or stream ended early: {bug}") from bug
+        except (KeyboardInterrupt, typer.Abort) as stop:
             print("\nStopped. Nothing that was saved is lost.", file=sys.stderr)
             raise typer.Exit(130) from stop
 

@@ -22,10 +22,11 @@ Examples:
 Every option stands in the file with its help; what you do not set is commented out with its default."""
 
 DEFAULT_MODEL = "builtin:seedling"
+DEFAULT_FILE = Path("run.yaml")
 
 
 def new(
-    file: Annotated[Path, typer.Argument(metavar="RUN.yaml", help="The run file to write.")] = Path("run.yaml"),
+    file: Annotated[Path, typer.Argument(metavar="RUN.yaml", help="The run file to write.")] = DEFAULT_FILE,
     changes: Annotated[
         list[str] | None, typer.Argument(metavar="[NAME=VALUE]...", help="Any other options to set in it.")
     ] = None,
@@ -48,6 +49,8 @@ def new(
     from tunesmith.cli.run_file import write_out
     from tunesmith.core.rundir import write_atomic
 
+    if "=" in file.name:  # the name was left out, so the first change stands in its place
+        file, changes = DEFAULT_FILE, [str(file), *(changes or [])]
     _refuse_existing(file, force)
     ask = screen.interactive() and not yes
     sources = data or _asked_data(ask)
