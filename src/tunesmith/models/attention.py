@@ -105,7 +105,8 @@ def _attend_capped(
     if causal:
         mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
     if mask is not None:
-        scores = scores.masked_fill(~mask, float("-inf")) if mask.dtype == torch.bool else scores + mask
+        # The lowest number instead of -inf: a padded query that sees no key at all must not become NaN.
+        scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min) if mask.dtype == torch.bool else scores + mask
     shares = F.dropout(scores.float().softmax(dim=-1).to(query.dtype), p=dropout)
     return (shares @ value).transpose(1, 2)
 

@@ -1,8 +1,8 @@
 """Whether a model takes forests, found by trying: a small forest against the same rows padded.
 
     system ─┬─ answer        an untouched transformers attention does the padded rows,
-            └─ answer        tunesmith's attention the forest; then both once more with padding and without
-    row      a tree beside the first: whatever stands in the first must leave it as it is
+            └─ answer        tunesmith's attention the forest
+    row      a tree beside the first: NaN put into the first must not reach it
 
 The proof is cheap (some forty tokens) and covers what no list of architectures could: whatever passes computes the
 same, whatever does not falls back to padded rows, and the reason is printed.
@@ -10,11 +10,11 @@ same, whatever does not falls back to padded rows, and the reason is printed.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from tunesmith.core.rows import Piece, TokenRow
@@ -25,8 +25,6 @@ from tunesmith.models.policy import Policy
 
 TOLERANCE = {torch.float32: 1e-4, torch.float16: 3e-2, torch.bfloat16: 1e-1}
 """Largest difference of log-probabilities, relative to their size, that rounding explains."""
-LEAK = {torch.float32: 1e-6, torch.float16: 1e-3, torch.bfloat16: 1e-2}
-"""The same for a tree whose neighbour changed: the same products of the same shapes, so next to nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,14 +49,14 @@ def choose_attention(model: PreTrainedModel, wanted: str) -> Verdict:
     try:
         model.set_attn_implementation(NAME)
         found = _measure(model, batch, forest=True)
-        leak = _leak(model, batch, found)
+        leaks = _leaks(model, batch)
     except Exception as error:  # whatever a foreign architecture raises means that it takes no forest
         return _fall_back(model, own, f"{type(error).__name__}: {error}".splitlines()[0])
     difference = _difference(found, expected)
     if model.config._attn_implementation != NAME or difference > TOLERANCE[model.dtype]:
         return _fall_back(model, own, f"log-probabilities differ by {difference:.2g}")
-    if leak > LEAK[model.dtype]:
-        return _fall_back(model, own, f"a tree changes its neighbour's log-probabilities by {leak:.2g}")
+    if leaks:
+        return _fall_back(model, own, "what stands in a tree reaches the tree beside it")
     return Verdict(True, f"forest and padded rows agree to {difference:.0e} on a probe")
 
 
@@ -77,14 +75,20 @@ def _fall_back(model: PreTrainedModel, own: str | None, reason: str) -> Verdict:
     return Verdict(False, f"{type(model).__name__} takes no forest ({reason}); rows are padded")
 
 
-def _leak(model: PreTrainedModel, batch: Batch, found: Tensor) -> float:
-    """How much the second tree changes when all tokens of the first do."""
+def _leaks(model: PreTrainedModel, batch: Batch) -> bool:
+    """Whether the first tree reaches the second: NaN in the one shows in the other, in any number type."""
     first = batch.segments[2].stop
-    other = replace(batch, tokens=torch.cat([batch.tokens[:first].flip(0), batch.tokens[first:]]))
-    changed = _measure(model, other, forest=True)
-    rows = batch.targets.row if len(found) == len(batch.targets) else torch.arange(batch.answers)
-    beside = rows.to(found.device) >= 2
-    return _difference(changed[beside], found[beside])
+
+    def poison(module: nn.Module, inputs: object, output: Tensor) -> Tensor:
+        return output.index_fill(1, torch.arange(first, device=output.device), float("nan"))
+
+    handle = model.get_input_embeddings().register_forward_hook(poison)
+    try:
+        poisoned = _measure(model, batch, forest=True)
+    finally:
+        handle.remove()
+    rows = batch.targets.row if len(poisoned) == len(batch.targets) else torch.arange(batch.answers)
+    return bool(poisoned[rows.to(poisoned.device) >= 2].isnan().any())
 
 
 def _measure(model: PreTrainedModel, batch: Batch, *, forest: bool) -> Tensor:
