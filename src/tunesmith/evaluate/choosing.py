@@ -51,6 +51,7 @@ class Chooser:
             Problem: there is nothing that this model can be measured by on these records.
         """
         kinds = {kind: [record for record in material.records if isinstance(record, kind)] for kind in _KINDS}
+        self._refuse_idle(bool(kinds[Chat]) and self.head == "lm")
         found: list[Task] = []
         if self.head == "lm":
             found += self._texts(kinds[Text])
@@ -64,6 +65,24 @@ class Chooser:
                 "Give texts, chats, labelled texts or preferences" if self.head == "lm" else "Give preferences",
             )
         return found
+
+    def _refuse_idle(self, chats: bool) -> None:
+        """Refuse settings that would do nothing on these records."""
+        if chats:
+            return
+        settings = self.settings
+        for name, asked in (("generate", settings.generate > 0), ("labels", self._forced)):
+            if asked:
+                raise Problem(
+                    f"evaluate.{name}",
+                    f"is {getattr(settings, name)}, and it is for chats and labelled texts with a language model",
+                    "Take it out, or name data with answers",
+                )
+
+    @property
+    def _forced(self) -> bool:
+        """Whether choosing labels was asked for by name."""
+        return self.settings.labels in ("probability", "per_token")
 
     def _texts(self, records: Sequence[Record]) -> list[Task]:
         return [self._perplexity(records, Text, "text")] if records else []
@@ -98,6 +117,8 @@ class Chooser:
         notes = (*left_out(+lost), *_drawn(len(chosen), len(fitting)))
         questions = _some(tuple(one for _, one in chosen), notes)
         metrics = cast("tuple[Metric, ...]", self.settings.metrics)
+        for metric in metrics:
+            metric.check()
         cases = tuple(case_of(chat) for chat, _ in chosen)
         return Generated(cases, notes, questions, metrics, self.settings.sampling, Local())
 
@@ -105,11 +126,12 @@ class Chooser:
         """The task of labels, or none where the answers are not labels."""
         asked = [chat for chat in chats if question(chat) is not None]
         values = [chat.messages[-1].content for chat in asked]
-        if not asked or not (material.labelled or _few(values)):
+        sure = material.labelled or self._forced
+        if not asked or not (sure or _few(values)):
             return []
         training = [(prompt_text(c.messages[:-1]), c.messages[-1].content) for c in _asked(material.training())]
         known = [label for _, label in training] or values
-        if not material.labelled and (len(set(known)) > FEW_VALUES or not set(values) <= set(known)):
+        if not sure and (len(set(known)) > FEW_VALUES or not set(values) <= set(known)):
             return []
         labels = label_set(known, values)
         if len(labels) < 2:

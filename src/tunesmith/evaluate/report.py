@@ -68,7 +68,7 @@ def _row(row: Row, columns: tuple[str, ...]) -> str:
 
 
 def _section(section: Section) -> str:
-    parts = [f"<h2>{escape(section.name)}</h2>", f'<p class="soft">{section.rows:,} rows</p>', _list(section.notes)]
+    parts = [f"<h2>{escape(section.name)}</h2>", f'<p class="soft">{section.rows:,} rows</p>']
     parts += [_confusion(column, table) for column, table in section.confusion.items()]
     parts += [_samples("Best", section.best), _samples("Worst", section.worst)]
     return "\n".join(part for part in parts if part)

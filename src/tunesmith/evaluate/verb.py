@@ -88,7 +88,7 @@ def _results(
         language_of(texts),
         settings.model_dump(mode="json"),
         {**material.fingerprints, **subject.fingerprints(codec)},
-        material.notes,
+        (*material.notes, *(f"{section.name}: {note}" for section in sections for note in section.notes)),
     )
 
 

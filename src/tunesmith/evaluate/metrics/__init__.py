@@ -24,6 +24,13 @@ class Metric(Plugin):
         """What is reported for all answers: the mean with its interval, unless the metric is no mean (BLEU)."""
         return mean(self.score(answers, references), seed)
 
+    def check(self) -> None:
+        """Find faults of the options that need no answers, before anything long is begun.
+
+        Raises:
+            Problem: the metric cannot be used as it is set.
+        """
+
     def label(self, references: Sequence[str]) -> str:
         """The metric's name with what was chosen for these references, such as a tokenizer."""
         return self.name()

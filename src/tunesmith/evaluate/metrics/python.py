@@ -34,11 +34,6 @@ class Python(Metric):
         return f"{self.function} ({Path(self.path).name})"
 
     def check(self) -> None:
-        """Load the file now, so that a fault of it is told before anything is computed.
-
-        Raises:
-            Problem: no such file, a file that does not run, or no such function in it.
-        """
         self._load()
 
     def _load(self) -> Callable[[str, str], object]:
