@@ -1,0 +1,247 @@
+"""Tiny random models of many families, and small runs over them, made in code."""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from made_codecs import oracle
+from transformers import (
+    CONFIG_MAPPING,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
+
+from tunesmith.core.events import Event, read_events
+from tunesmith.core.rows import Piece, TokenRow
+from tunesmith.core.run import Run, parse_run
+from tunesmith.models.forest import Batch, plant
+from tunesmith.train.verb import Result, train
+
+COMMON: dict[str, Any] = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "max_position_embeddings": 256,
+    "pad_token_id": 0,
+    "bos_token_id": 0,
+    "eos_token_id": 2,
+}
+OLD: dict[str, Any] = {"n_embd": 32, "n_layer": 3, "n_head": 4, "n_positions": 256, "pad_token_id": 0}
+EXPERTS = {"num_experts": 4, "num_local_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
+
+FAMILIES: dict[str, dict[str, Any]] = {
+    "llama": {},
+    "qwen2": {},
+    "qwen3": {},
+    "mistral": {"sliding_window": 6},
+    "gemma": {},
+    "gemma2": {"sliding_window": 6, "attn_logit_softcapping": 4.0, "final_logit_softcapping": 3.0},
+    "gemma3_text": {"sliding_window": 6},
+    "phi3": {},
+    "gpt2": OLD,
+    "gpt_neox": {},
+    "olmo2": {},
+    "granite": {
+        "logits_scaling": 3.0,
+        "attention_multiplier": 0.3,
+        "residual_multiplier": 0.5,
+        "embedding_multiplier": 2.0,
+    },
+    "cohere": {"logit_scale": 0.3},
+    "smollm3": {},
+    "starcoder2": {"sliding_window": 6},
+    "mixtral": EXPERTS,
+    "qwen3_moe": EXPERTS,
+}
+"""Families that take a forest, with what their configurations need beside COMMON."""
+
+PADDED_FAMILIES: dict[str, dict[str, Any]] = {
+    "mamba": {"num_hidden_layers": 2, "state_size": 8},
+    "falcon_h1": {"num_hidden_layers": 2, "mamba_d_ssm": 32, "mamba_n_heads": 4, "mamba_d_state": 8},
+    "qwen3_next": {
+        **EXPERTS,
+        "num_hidden_layers": 4,
+        "linear_num_value_heads": 2,
+        "linear_num_key_heads": 2,
+        "linear_key_head_dim": 8,
+        "linear_value_head_dim": 8,
+        "shared_expert_intermediate_size": 16,
+    },
+    "bloom": {"n_layer": 2, "n_head": 4},
+    "gpt_oss": {**EXPERTS, "num_hidden_layers": 2},
+}
+"""Families that cannot take one: state spaces, position biases, attention sinks."""
+
+CHATS = [
+    {"instruction": f"what is {word}?", "output": f"{word} is a {kind}."}
+    for word, kind in (
+        ("rain", "kind of weather"),
+        ("oak", "tree"),
+        ("salt", "mineral that tastes"),
+        ("a lark", "bird"),
+        ("Rome", "city in the south"),
+        ("tin", "metal"),
+        ("jazz", "music"),
+        ("a canoe", "boat that one paddles alone or in pairs"),
+        ("rye", "grain"),
+        ("chess", "game"),
+        ("fog", "cloud on the ground"),
+        ("ink", "liquid"),
+    )
+]
+TEXTS = [{"text": f"{row['instruction']} {row['output']} the end"} for row in CHATS]
+PAIRS = [{"instruction": row["instruction"], "chosen": row["output"], "rejected": "I do not know."} for row in CHATS]
+ROWS = {"pretrain": TEXTS, "sft": CHATS, "dpo": PAIRS, "reward": PAIRS}
+
+
+def vocabulary() -> int:
+    """Entries of the small tokenizer."""
+    return len(oracle())
+
+
+def config(family: str, **changes: Any) -> PreTrainedConfig:
+    """The configuration of a tiny model."""
+    own = FAMILIES.get(family, PADDED_FAMILIES.get(family, {}))
+    common = {} if own is OLD else COMMON
+    return CONFIG_MAPPING[family](**{"vocab_size": vocabulary(), **common, **own, **changes})
+
+
+def model(family: str = "llama", *, head: str = "lm", seed: int = 0, **changes: Any) -> PreTrainedModel:
+    """A tiny random model in evaluation mode, with weights large enough that every part of it matters."""
+    torch.manual_seed(seed)
+    kind: Any = AutoModelForCausalLM if head == "lm" else AutoModelForSequenceClassification
+    if head == "score":
+        changes = {"num_labels": 1, **changes}
+    made = kind.from_config(config(family, **changes)).eval()
+    with torch.no_grad():
+        for weight in made.parameters():
+            if weight.ndim > 1:
+                weight.mul_(4)
+    return made
+
+
+@functools.cache
+def _tokenizer(style: str) -> Any:
+    return oracle(style)
+
+
+def folder(path: Path, family: str = "llama", *, shards: str = "1GB", **changes: Any) -> Path:
+    """A tiny model with its tokenizer, as a folder to train from."""
+    made = model(family, **changes)
+    made.save_pretrained(path, max_shard_size=shards)
+    _tokenizer("chatml").save_pretrained(path)
+    return path
+
+
+def rows_file(path: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
+    """Rows as JSON lines."""
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), "utf-8")
+    return path
+
+
+def run_of(base: Path, where: Path, objective: str | dict[str, Any] = "sft", **options: Any) -> Run:
+    """A short run of an objective over the rows above, quiet and in float32; `options` as in a run file."""
+    name = objective if isinstance(objective, str) else next(iter(objective))
+    where.mkdir(parents=True, exist_ok=True)
+    rows = options.pop("rows", None) or ROWS[name]
+    data = rows_file(where / f"{name}.jsonl", rows)
+    settings = {"rows_per_step": 4, "epochs": 2, "listeners": [], "checkpoint_activations": "off", "warmup": 0}
+    value = {
+        "model": {"path": str(base), "dtype": "float32", "device": "cpu", **options.pop("model", {})},
+        "data": [{"path": str(data)}],
+        "objective": objective,
+        "train": {**settings, **options.pop("train", {})},
+        "validation": {"fraction": 0},
+        "output": str(where / options.pop("output", "run")),
+        **options,
+    }
+    return parse_run(value, "test")
+
+
+def trained(base: Path, where: Path, objective: str | dict[str, Any] = "sft", **options: Any) -> Result:
+    """Such a run, trained."""
+    return train(run_of(base, where, objective, **options))
+
+
+def events(result: Result, *kinds: str) -> list[Event]:
+    """The events of a run of some kinds, in order."""
+    return [event for event in read_events(result.folder.events) if event.kind in kinds]
+
+
+def figures(result: Result, kind: str = "step") -> list[dict[str, Any]]:
+    """What a run said of its steps, without what a clock said."""
+    return [
+        {"step": event.step, **{name: value for name, value in event.values.items() if name != "seconds"}}
+        for event in events(result, kind)
+    ]
+
+
+def losses(result: Result) -> list[float]:
+    """The loss of each step."""
+    return [event.values["loss"] for event in events(result, "step")]
+
+
+def _piece(draw: np.random.Generator, length: int, entries: int, weights: str) -> Piece:
+    tokens = draw.integers(3, entries, length).astype(np.int32)
+    learned = {"none": np.zeros(length), "all": np.ones(length), "some": draw.choice([0.0, 0.5, 1.0], length)}[weights]
+    return Piece(tokens, learned.astype(np.float32))
+
+
+def forest_rows(entries: int | None = None, seed: int = 0) -> list[TokenRow]:
+    """Rows of all shapes: plain ones, pairs under a prompt, a shared system prompt that is learned too."""
+    draw, entries = np.random.default_rng(seed), entries or vocabulary()
+
+    def piece(length: int, weights: str = "some") -> Piece:
+        return _piece(draw, length, entries, weights)
+
+    return [
+        TokenRow(piece(13), index=0),
+        TokenRow(piece(9, "none"), (piece(5, "all"), piece(11, "all")), index=1),
+        TokenRow(piece(1, "none"), (piece(4, "all"), piece(2)), index=2),
+        TokenRow(piece(7, "all"), (piece(8), piece(3), piece(6, "all")), index=3),
+        TokenRow(piece(21, "all"), index=4),
+    ]
+
+
+def single_rows(rows: Sequence[TokenRow]) -> list[TokenRow]:
+    """Each path from a root to a leaf as a row of its own; a trunk is learned with its first answer only."""
+    out = []
+    for row in rows:
+        for number, branch in enumerate(row.branches):
+            before = row.trunk.weights if number == 0 else np.zeros_like(row.trunk.weights)
+            weights = np.concatenate([before, branch.weights])
+            out.append(TokenRow(Piece(np.concatenate([row.trunk.tokens, branch.tokens]), weights), index=row.index))
+        if not row.branches:
+            out.append(row)
+    return out
+
+
+def forest(entries: int | None = None, seed: int = 0) -> Batch:
+    """A batch of such rows."""
+    return plant(forest_rows(entries, seed))
+
+
+def pairs(count: int = 3, seed: int = 0, entries: int | None = None) -> Batch:
+    """A batch of preference pairs."""
+    draw, entries = np.random.default_rng(seed), entries or vocabulary()
+    return plant(
+        [
+            TokenRow(
+                _piece(draw, 4 + number, entries, "none"),
+                (_piece(draw, 3 + number, entries, "all"), _piece(draw, 6, entries, "all")),
+                index=number,
+            )
+            for number in range(count)
+        ]
+    )
