@@ -65,6 +65,7 @@ def test_the_folder_holds_the_verbs_that_the_help_lists() -> None:
 def test_every_verb_and_option_has_help_and_examples(name: str, command: Any) -> None:
     assert command.help and command.help.splitlines()[0].endswith(".")
     assert f"\n  tunesmith {name}" in command.epilog or f" tunesmith {name}" in command.epilog
+    assert max(map(len, command.epilog.splitlines())) <= 78
     for parameter in command.params:
         assert parameter.help and (parameter.name == "help" or parameter.help.endswith(".")), parameter.name
 

@@ -33,7 +33,8 @@ Three commands from data to a tuned model:
   tunesmith train run.yaml
   tunesmith chat runs/NAME --against
 
-`tunesmith demo` shows all of it on what ships with the package. `tunesmith explain NAME` tells what any option is."""
+`tunesmith demo` shows all of it on what ships with the package. `tunesmith
+explain NAME` tells what any option is."""
 
 
 class Verbs(TyperGroup):

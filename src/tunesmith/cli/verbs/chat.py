@@ -23,8 +23,9 @@ Examples:
   tunesmith chat runs/mine --prompt "Who are you?"
   cat questions.txt | tunesmith chat builtin:seedling
 
-In a chat, /reset forgets what was said, /exit leaves, /help lists the commands. Ctrl-C stops an answer; at the prompt,
-twice leaves. From a pipe every line is a question, and the answers go to standard output."""
+In a chat, /reset forgets what was said, /exit leaves, /help lists the
+commands. Ctrl-C stops an answer; at the prompt, twice leaves. From a pipe
+every line is a question, and the answers go to standard output."""
 
 COMMANDS = {
     "/reset": "forget what was said",
@@ -34,7 +35,9 @@ COMMANDS = {
 
 
 def chat(
-    target: Annotated[str, typer.Argument(help="A run folder, an adapter, a model folder, or a model's id.")],
+    target: Annotated[
+        str, typer.Argument(metavar="FOLDER|MODEL", help="A run folder, an adapter, a model folder, or a model's id.")
+    ],
     against: Annotated[
         bool, typer.Option("--against", help="Show the answers of the base beside those of the tuned model.")
     ] = False,

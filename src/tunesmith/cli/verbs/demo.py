@@ -21,7 +21,8 @@ Examples:
   tunesmith demo
   tunesmith demo --steps 10 --output runs/first-look
 
-It needs no network and no GPU, and takes about two minutes. Everything that it makes is in one folder."""
+It needs no network and no GPU, and takes about two minutes. Everything that
+it makes is in one folder."""
 
 ASKED = 6
 """How many held-out questions are shown with both answers."""

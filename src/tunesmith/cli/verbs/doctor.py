@@ -22,7 +22,8 @@ Examples:
   tunesmith doctor
   tunesmith doctor --output report.txt
 
-Exit status: 0 when training works here, 1 when something that it needs does not. What is optional is only told."""
+Exit status: 0 when training works here, 1 when something that it needs does
+not. What is optional is only told."""
 
 State = Literal["ok", "absent", "fault"]
 STYLES: dict[State, str] = {"ok": "green", "absent": "dim", "fault": "bold red"}
@@ -82,8 +83,8 @@ def _show(finding: Finding) -> list[str]:
     screen.say(line, STYLES[finding.state])
     if not finding.fix:
         return [line]
-    screen.say(f"{'':28}{finding.fix}")
-    return [line, f"{'':28}{finding.fix}"]
+    screen.say(f"{'':30}{finding.fix}")
+    return [line, f"{'':30}{finding.fix}"]
 
 
 def _install() -> Iterator[Finding]:

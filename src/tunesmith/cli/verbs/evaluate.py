@@ -18,15 +18,18 @@ Examples:
 
   tunesmith evaluate runs/mine
   tunesmith evaluate runs/mine --data test.jsonl --generate 50
-  tunesmith evaluate Qwen/Qwen3-0.6B --data reviews.jsonl --prompt "Positive or negative? {text}"
-  tunesmith evaluate runs/mine --generate 50 --metric exact_match sampling.max_tokens=64
+  tunesmith evaluate Qwen/Qwen3-0.6B --data rows.jsonl --prompt "Good? {text}"
+  tunesmith evaluate runs/mine --generate 50 sampling.max_tokens=64
 
-Without --data, a run is measured on the rows that it set aside. Every figure comes with the interval that holds it in
-95 of 100 cases. Labelled rows are measured beside the majority class and a linear model of n-grams."""
+Without --data, a run is measured on the rows that it set aside. Every
+figure comes with the interval that holds it in 95 of 100 cases. Labelled
+rows are measured beside the majority class and a linear model of n-grams."""
 
 
 def evaluate(
-    target: Annotated[str, typer.Argument(help="A run folder, an adapter, a model folder, or a model's id.")],
+    target: Annotated[
+        str, typer.Argument(metavar="FOLDER|MODEL", help="A run folder, an adapter, a model folder, or a model's id.")
+    ],
     changes: Annotated[
         list[str] | None,
         typer.Argument(metavar="[NAME=VALUE]...", help="Further settings, such as sampling.max_tokens=64 or seed=1."),

@@ -21,14 +21,16 @@ Examples:
   tunesmith explain train.warmup
   tunesmith explain data
 
-Names are written as in a run file; the last part is enough where it is clear."""
+Names are written as in a run file; the last part is enough where it is
+clear."""
 
 IN_RUN_FILES = ("objective", "method", "optimizer")
 
 
 def explain(
     name: Annotated[
-        str | None, typer.Argument(help="A plug-in, an option such as train.warmup, or a section such as train.")
+        str | None,
+        typer.Argument(metavar="[NAME]", help="A plug-in, an option such as train.warmup, or a section such as train."),
     ] = None,
 ) -> None:
     """Explain any plug-in or option of a run file: what it is, what it may be, its default, its paper."""

@@ -16,8 +16,9 @@ Examples:
   tunesmith fold runs/mine
   tunesmith fold runs/mine --output my-model --dtype bfloat16
 
-The folded model is reloaded and its logits are compared with those of base and adapter on real prompts; where they
-differ, nothing is kept and the difference is told."""
+The folded model is reloaded and its logits are compared with those of base
+and adapter on real prompts; where they differ, nothing is kept and the
+difference is told."""
 
 
 class Dtype(StrEnum):
@@ -30,7 +31,7 @@ class Dtype(StrEnum):
 
 
 def fold(
-    folder: Annotated[str, typer.Argument(help="A run folder, or a folder with a PEFT adapter.")],
+    folder: Annotated[str, typer.Argument(metavar="FOLDER", help="A run folder, or a folder with a PEFT adapter.")],
     output: Annotated[
         Path | None,
         typer.Option("--output", "-o", help="The folder for the model; by default `folded` inside the run folder."),

@@ -17,9 +17,10 @@ Examples:
 
   tunesmith new
   tunesmith new run.yaml --data rows.jsonl --model Qwen/Qwen3-0.6B
-  tunesmith new pairs.yaml --data pairs.jsonl --objective dpo train.epochs=2 --yes
+  tunesmith new pairs.yaml --data pairs.jsonl --objective dpo --yes
 
-Every option stands in the file with its help; what you do not set is commented out with its default."""
+Every option stands in the file with its help; what you do not set is
+commented out with its default."""
 
 DEFAULT_MODEL = "builtin:seedling"
 DEFAULT_FILE = Path("run.yaml")

@@ -15,7 +15,8 @@ Examples:
   tunesmith plan run.yaml
   tunesmith plan run.yaml train.tokens_per_batch=8192
 
-A run that cannot fit is refused with its figures and with what would make it fit (exit status 2)."""
+A run that cannot fit is refused with its figures and with what would make
+it fit (exit status 2)."""
 
 
 def plan(

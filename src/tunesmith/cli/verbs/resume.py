@@ -15,12 +15,13 @@ Examples:
   tunesmith resume runs/mine-20250101-120000
   tunesmith resume runs/mine-20250101-120000 --accept data
 
-The run goes on bit for bit as if it had never been stopped. Where a file that it reads has changed, it stops and names
-what changed; --accept NAME takes the change."""
+The run goes on bit for bit as if it had never been stopped. Where a file
+that it reads has changed, it stops and names what changed; --accept NAME
+takes the change."""
 
 
 def resume(
-    folder: Annotated[Path, typer.Argument(help="The run folder that `tunesmith train` printed.")],
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="The run folder that `tunesmith train` printed.")],
     accept: Annotated[
         list[str] | None,
         typer.Option("--accept", metavar="NAME", help="Take a changed input, by the name that the refusal gave it."),

@@ -14,7 +14,8 @@ Examples:
   tunesmith schema --output tunesmith.schema.json
   tunesmith schema | jq '.properties | keys'
 
-Editors with the YAML language server (VS Code, Neovim, Helix …) complete and check a run file that begins with
+Editors with the YAML language server (VS Code, Neovim, Helix …) complete
+and check a run file that begins with
 
   # yaml-language-server: $schema=tunesmith.schema.json"""
 

@@ -20,8 +20,8 @@ Examples:
   tunesmith data check reviews.csv --column text=review --column label=stars
   tunesmith data check --run run.yaml
 
-Exit status: 0 when every row can be used, 1 when some are rejected (the report says which and why), 2 when a file
-cannot be read at all."""
+Exit status: 0 when every row can be used, 1 when some are rejected (the
+report says which and why), 2 when a file cannot be read at all."""
 
 
 def check(

@@ -29,7 +29,8 @@ Examples:
   tunesmith data view rows.jsonl --row 3 --model Qwen/Qwen3-0.6B --ids
   tunesmith data view --run run.yaml --row 3
 
-With --run the row is read, templated, masked and cut exactly as that run will do it."""
+With --run the row is read, templated, masked and cut exactly as that run
+will do it."""
 
 STYLES = {"learned": "green", "masked": "dim", "cut": "red strike"}
 SPECIAL = "magenta"
@@ -44,7 +45,8 @@ DEFAULT_MAX_TOKENS = 1024
 
 def view(
     file: Annotated[
-        str | None, typer.Argument(help="A file, folder or id on a hub; with --run, the run's first source.")
+        str | None,
+        typer.Argument(metavar="[FILE]", help="A file, folder or id on a hub; with --run, the run's first source."),
     ] = None,
     row: Annotated[int, typer.Option("--row", min=1, help="Which row, counted from 1.")] = 1,
     model: Annotated[
