@@ -40,6 +40,7 @@ def test_a_bootstrap_is_near_the_interval_of_the_mean() -> None:
 
 def test_equal_rows_leave_no_doubt() -> None:
     assert mean([2.0] * 10) == Figure(2.0, 2.0, 2.0, 10)
+    assert mean([math.inf] * 3) == Figure(math.inf, math.inf, math.inf, 3)
     assert math.isnan(bootstrap(0, lambda rows: 0.0).value)
 
 
@@ -70,9 +71,9 @@ def test_verdicts_say_what_the_rows_show() -> None:
     better = {"base": outcome(weak), "tuned": outcome(strong), "linear n-grams": outcome(weak)}
     worse = {"base": outcome(strong), "tuned": outcome(weak), "linear n-grams": outcome(strong)}
     same = {"base": outcome(weak), "tuned": outcome(weak)}
-    assert [table(one)[0].verdict for one in (better, worse, same)] == ["better", "worse", "no clear difference"]
+    assert [table(one)[0].verdict for one in (better, worse, same)] == ["better", "worse", "unclear"]
     assert findings(table(better), better) == [
-        "Tuned is better than base in accuracy: 90.0 % (85.1 to 93.4) against 50.0 % (43.1 to 56.9)."
+        "Tuned is better than base in accuracy: 90.0 % (85.1–93.4) against 50.0 % (43.1–56.9)."
     ]
     said = findings(table(worse), worse)
     assert "WORSE" in said[0]
@@ -111,6 +112,6 @@ def test_languages_by_script(text: str, language: str) -> None:
 
 
 def test_cells_are_short() -> None:
-    assert cell(Figure(0.81234, 0.775, 0.8444, 99), "percent") == "81.2 % (77.5 to 84.4)"
-    assert cell(Figure(12345.6, 1.23456, math.inf, 9), "number") == "12,346 (1.235 to inf)"
+    assert cell(Figure(0.81234, 0.775, 0.8444, 99), "percent") == "81.2 % (77.5–84.4)"
+    assert cell(Figure(12345.6, 1.23456, math.inf, 9), "number") == "12,346 (1.235–inf)"
     assert cell(None, "number") == "–"

@@ -12,10 +12,11 @@ import pytest
 from made_benches import tiny_folder
 
 from tunesmith.core.problem import Problem
-from tunesmith.core.run import DataSpec, Run
+from tunesmith.core.run import DataSpec, ModelSpec, Run
 from tunesmith.evaluate.results import Results
 from tunesmith.evaluate.settings import Settings
 from tunesmith.evaluate.verb import evaluate
+from tunesmith.generate.opened import open_model
 from tunesmith.train.verb import train
 
 EVIL = "<script>alert('x')</script> & \"quotes\" 你好"
@@ -138,6 +139,8 @@ def test_runs_on_preferences(model: Path, tmp_path: Path, objective: str) -> Non
     if objective == "reward":
         with pytest.raises(Problem, match="a model with a score head is not measured on Text rows"):
             evaluate(run, texts)
+        with pytest.raises(Problem, match="scores answers and writes none"):
+            open_model(ModelSpec(path=run, device="cpu", dtype="float32"))
     else:
         assert set(figures(evaluate(run, texts), "perplexity")) == {"base", "tuned"}
 
@@ -231,7 +234,7 @@ def test_the_lines_of_the_table(generated: Results) -> None:
     head, *lines = generated.lines()
     assert head == ("", "model", "")
     assert {len(line) for line in lines} == {3}
-    assert re.fullmatch(r"[\d.,]+ \([\d.,]+ to [\d.,]+\)", lines[0][1])
+    assert re.fullmatch(r"[\d.,]+ \([\d.,]+–[\d.,]+\)", lines[0][1])
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -126,21 +128,47 @@ def test_a_stream_is_the_answer_in_pieces(model: LlamaForCausalLM, ask: Ask) -> 
     assert "".join(answers(model).stream(ask, sampling)) == whole.text
 
 
+def nobody_streams() -> bool:
+    return not [thread for thread in threading.enumerate() if thread.name == "tunesmith-stream"]
+
+
 def test_a_closed_stream_stops_the_model(model: LlamaForCausalLM) -> None:
     calls: list[int] = []
-    hook = model.register_forward_hook(lambda *_: calls.append(1))
-    started = threading.Event()
-    gate = model.register_forward_pre_hook(lambda *_: started.wait() if len(calls) == 3 else None)
+    closing = threading.Event()
+
+    def wait(*_: object) -> None:
+        calls.append(1)
+        if len(calls) == 10:
+            closing.wait()
+
+    hook = model.register_forward_pre_hook(wait)
     try:
-        stream = answers(model).stream(Text("hello"), Sampling(max_tokens=200, stop=("never",)))
+        stream = answers(model).stream(Text("hello"), Sampling(max_tokens=200))
         next(stream)
-        threading.Timer(0.05, started.set).start()
+        closing.set()
         stream.close()
     finally:
         hook.remove()
-        gate.remove()
-    assert len(calls) <= 6
-    assert not [thread for thread in threading.enumerate() if thread.name == "tunesmith-stream"]
+    assert len(calls) < 100
+    assert nobody_streams()
+
+
+def test_an_interrupted_reader_stops_the_model(model: LlamaForCausalLM) -> None:
+    calls: list[int] = []
+
+    def interrupt(*_: object) -> None:
+        calls.append(1)
+        if len(calls) == 10:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    hook = model.register_forward_pre_hook(interrupt)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            list(answers(model).stream(Text("hello"), Sampling(max_tokens=200)))
+    finally:
+        hook.remove()
+    assert len(calls) < 100
+    assert nobody_streams()
 
 
 def test_a_failure_in_a_stream_reaches_its_reader(model: LlamaForCausalLM) -> None:
@@ -179,7 +207,7 @@ def test_answers_of_the_base_while_an_adapter_is_on() -> None:
 
 def test_an_adapter_that_does_not_fit_is_a_problem(tmp_path: Path) -> None:
     folder = tiny_folder(tmp_path / "base")
-    config = LoraConfig(r=4, target_modules=["q_proj"], task_type="CAUSAL_LM", base_model_name_or_path=str(folder))
+    config = LoraConfig(r=4, target_modules=["q_proj"], task_type="CAUSAL_LM")
     adapted = get_peft_model(tiny_model(), config)
     adapted.peft_config["default"].base_model_name_or_path = str(folder)
     adapted.save_pretrained(tmp_path / "adapter")

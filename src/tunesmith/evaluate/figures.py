@@ -48,11 +48,17 @@ def share(hits: int, n: int) -> Figure:
 
 
 def bootstrap(n: int, statistic: Statistic, seed: int = 0, draws: int = DRAWS) -> Figure:
-    """A statistic of n rows, with its bootstrap interval; the statistic gets the numbers of the rows drawn."""
+    """A statistic of n rows, with its bootstrap interval; the statistic gets the numbers of the rows drawn.
+
+    Draws whose value is not finite (a perplexity beyond all numbers, nothing to divide by) are left out.
+    """
     if n == 0:
         return Figure(math.nan, math.nan, math.nan, 0)
     value = statistic(np.arange(n))
     found = np.array([statistic(rows) for rows in _resamples(n, seed, draws)])
+    found = found[np.isfinite(found)]
+    if not len(found):
+        return Figure(value, value, value, n)
     low, high = np.percentile(found, [50 * (1 - LEVEL), 50 * (1 + LEVEL)])
     return Figure(value, float(low), float(high), n)
 

@@ -55,7 +55,7 @@ def page(results: Results) -> str:
 def _table(results: Results) -> str:
     heads = "".join(f"<th>{escape(column)}</th>" for column in ("", *results.columns, ""))
     rows = "".join(_row(row, results.columns) for section in results.sections for row in section.table)
-    note = "Each figure with the interval that holds it in 95 of 100 cases, as far as these rows can tell."
+    note = "Each figure with the interval that holds it in 95 of 100 cases. Unclear: the rows show no difference."
     return f'<div class="scroll"><table><tr>{heads}</tr>{rows}</table></div>\n<p class="soft">{note}</p>'
 
 

@@ -77,12 +77,12 @@ class Results:
 
 
 def cell(figure: Figure | None, shown: Shown) -> str:
-    """A figure with its interval, such as `81.2 % (77.5 to 84.4)`."""
+    """A figure with its interval, such as `81.2 % (77.5–84.4)`."""
     if figure is None or math.isnan(figure.value):
         return "–"
     if shown == "percent":
-        return f"{figure.value:.1%} ({100 * figure.low:.1f} to {100 * figure.high:.1f})".replace("%", " %")
-    return f"{number(figure.value)} ({number(figure.low)} to {number(figure.high)})"
+        return f"{100 * figure.value:.1f} % ({100 * figure.low:.1f}–{100 * figure.high:.1f})"
+    return f"{number(figure.value)} ({number(figure.low)}–{number(figure.high)})"
 
 
 def number(value: float) -> str:

@@ -12,7 +12,7 @@ from tunesmith.evaluate.results import Row, cell
 BASE = "base"
 TUNED = "tuned"
 MODEL = "model"
-OPEN = "no clear difference"
+OPEN = "unclear"
 
 
 def table(outcomes: Mapping[str, Outcome], seed: int = 0) -> tuple[Row, ...]:

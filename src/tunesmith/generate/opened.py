@@ -19,6 +19,7 @@ from tunesmith.core.run import ModelSpec
 from tunesmith.data.tokenizer import Codec
 from tunesmith.models.load import HeadKind, Loaded, load
 from tunesmith.models.policy import Policy
+from tunesmith.models.source import head_of
 
 ADAPTER_FILE = "adapter_model.safetensors"
 
@@ -61,6 +62,8 @@ def open_model(spec: ModelSpec, head: HeadKind = "lm") -> Opened:
     """
     loaded = load(spec, head)
     adapter = loaded.found.adapter
+    if adapter is not None and head_of(loaded.found) != head:
+        raise Problem(spec.path, "this adapter scores answers and writes none", "Measure it: tunesmith evaluate")
     trained = loaded.model if adapter is None else put_on(loaded.model, adapter)
     trained.eval()
     return Opened(loaded, trained)
