@@ -66,7 +66,13 @@ class Lora(Method):
 
     def apply(self, model: PreTrainedModel) -> nn.Module:
         self._check(model)
-        trained = get_peft_model(model, self._config(model))
+        try:
+            trained = get_peft_model(model, self._config(model))
+        except ValueError as error:
+            what = f"PEFT refuses them for {type(model).__name__} ({str(error).splitlines()[0]})"
+            raise Problem(
+                "method.lora.targets", what, "Name other targets, or use the method freeze or full"
+            ) from error
         if self.start in CHANGES_BASE:
             _remember_start(trained)
         hold_in_float32(trained)
