@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from made_codecs import oracle
+from safetensors.torch import load_file
 from transformers import (
     CONFIG_MAPPING,
     AutoModelForCausalLM,
@@ -245,3 +246,21 @@ def pairs(count: int = 3, seed: int = 0, entries: int | None = None) -> Batch:
             for number in range(count)
         ]
     )
+
+
+def tensors(folder: Path) -> dict[str, torch.Tensor]:
+    """Every tensor in the safetensors files of a folder."""
+    return {name: value for file in sorted(folder.glob("*.safetensors")) for name, value in load_file(file).items()}
+
+
+def difference(ours: Mapping[str, torch.Tensor], theirs: Mapping[str, torch.Tensor]) -> float:
+    """The largest difference of two sets of weights of the same names."""
+    assert ours.keys() == theirs.keys()
+    return max(float((value.double() - theirs[name].double()).abs().max()) for name, value in ours.items())
+
+
+def moved(result: Result, base: Path) -> float:
+    """How far a run's weights are from where they started, for scale; adapters start at zero."""
+    found = tensors(result.folder.model)
+    before = tensors(base)
+    return max(float((value - before.get(name, torch.zeros(()))).abs().max()) for name, value in found.items())
