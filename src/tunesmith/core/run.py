@@ -131,7 +131,7 @@ class TrainSpec(Options):
     """How many checkpoints stay on disk, beside the best."""
     on_nonfinite: Literal["stop", "skip", "rollback"] = "stop"
     """A loss or gradient that is not finite: stop, skip the step and count it, or go back to the last checkpoint."""
-    listeners: tuple[Listener, ...] = Field(default=("plot",), validate_default=True)
+    listeners: tuple[Listener, ...] = Field(default=cast(Any, ("plot",)), validate_default=True)
     """Who is told of events beside the run folder: `plot`, `tensorboard` …; none of them can stop training."""
 
     @field_validator("listeners", mode="before", json_schema_input_type=tuple[Listener, ...] | Listener)

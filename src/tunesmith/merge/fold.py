@@ -1,3 +1,4 @@
+# pyright: reportUnknownMemberType=false, reportUnknownArgumentType=false, reportUnknownVariableType=false
 """Fold: melt an adapter into plain weights, and prove it before calling it done.
 
     base shards ─▶ + change in float32 ─▶ rounded once ─▶ staging ─▶ reloaded, logits compared ─▶ renamed

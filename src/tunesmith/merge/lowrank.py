@@ -1,3 +1,4 @@
+# pyright: reportUnknownMemberType=false, reportUnknownArgumentType=false, reportUnknownVariableType=false
 """What a saved LoRA adapter adds to each weight of its base, read from files without building a model.
 
     plain   W' = W + s B A

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+import transformers
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -114,6 +117,21 @@ def save_tokenizer(codec: Codec, found: Found, folder: Path) -> None:
         write_json(path, {**config, "tokenizer_class": "PreTrainedTokenizerFast"})
 
 
+@contextmanager
+def quietly() -> Iterator[None]:
+    """Without transformers' progress bars and reports; what matters of them is said by tunesmith itself."""
+    logging = transformers.logging
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
+
+
 def fingerprint(found: Found) -> str:
     """SHA-256 over the names and contents of the base's weights."""
     digest = hashlib.sha256()
@@ -135,15 +153,16 @@ def _weights(found: Found, head: HeadKind, dtype: torch.dtype) -> PreTrainedMode
         if config.pad_token_id is None:
             config.pad_token_id = _any_id(config.eos_token_id)
     try:
-        model, info = _auto(head).from_pretrained(
-            found.base,
-            config=config,
-            dtype=dtype,
-            local_files_only=True,
-            trust_remote_code=False,
-            use_safetensors=True,
-            output_loading_info=True,
-        )
+        with quietly():
+            model, info = _auto(head).from_pretrained(
+                found.base,
+                config=config,
+                dtype=dtype,
+                local_files_only=True,
+                trust_remote_code=False,
+                use_safetensors=True,
+                output_loading_info=True,
+            )
     except (ValueError, OSError, RuntimeError, KeyError) as error:
         raise Problem(str(found.base), f"cannot be loaded ({_first_line(error)})") from error
     _check_complete(found, head, info)

@@ -118,6 +118,7 @@ def build(inputs: Inputs, world: World | None, tell: Tell) -> Ready:
         Problem: the model cannot be loaded, or an option does not fit it.
     """
     run, method, objective = inputs.run, inputs.method, inputs.objective
+    torch.manual_seed(run.train.seed)
     loaded = load(run.model, objective.head, weights=torch.float32 if method.changes_base else None)
     for note in loaded.notes:
         tell(Event("note", values={"text": note}))

@@ -25,7 +25,7 @@ from tunesmith.core.run import Run, read_run
 from tunesmith.core.rundir import RunDir, open_run, sync_folder, write_atomic
 from tunesmith.data.golden import golden_ids
 from tunesmith.methods import trainable
-from tunesmith.models.load import save_tokenizer
+from tunesmith.models.load import quietly, save_tokenizer
 from tunesmith.train import checkpoint
 from tunesmith.train.listeners import Listener
 from tunesmith.train.loop import Loop, Parts, State
@@ -191,7 +191,8 @@ class _Saver:
     def _publish(self) -> None:
         staging = self.folder.path / ".model.staging"
         shutil.rmtree(staging, ignore_errors=True)
-        self.inputs.method.save(self.ready.trained, staging)
+        with quietly():
+            self.inputs.method.save(self.ready.trained, staging)
         save_tokenizer(self.inputs.codec, self.inputs.found, staging)
         shutil.rmtree(self.folder.model, ignore_errors=True)
         staging.rename(self.folder.model)
