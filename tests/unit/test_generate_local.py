@@ -18,6 +18,7 @@ from transformers import LlamaForCausalLM
 from tunesmith.core.problem import Problem
 from tunesmith.core.records import Chat, Message, Text
 from tunesmith.core.run import ModelSpec
+from tunesmith.data.tokenizer import Codec
 from tunesmith.generate.engines import Ask
 from tunesmith.generate.engines.local import Local, LocalAnswers
 from tunesmith.generate.opened import open_model
@@ -59,6 +60,31 @@ def test_batched_answers_are_those_of_each_prompt_alone(model: LlamaForCausalLM,
     sampling = Sampling(max_tokens=20)
     found = list(answers(model, batch_tokens).answer(ASKS, sampling))
     assert [one.tokens for one in found] == [alone(model, ask, sampling) for ask in ASKS]
+
+
+def test_answers_end_at_any_end_token(model: LlamaForCausalLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    sampling = Sampling(max_tokens=20)
+    drawn = [alone(model, ask, sampling) for ask in ASKS]
+    ends = (drawn[0][4], drawn[1][9])
+    monkeypatch.setattr(Codec, "end_tokens", property(lambda self: ends))
+    found = list(answers(model).answer(ASKS, sampling))
+    assert [one.tokens for one in found] == [alone(model, ask, sampling) for ask in ASKS]
+    assert [one.ended for one in found] == ["stop" if one.tokens[-1] in ends else "length" for one in found]
+    assert [found[0].ended, found[1].ended] == ["stop", "stop"]
+    assert found[0].text == tiny_codec().decode(found[0].tokens[:-1])
+    assert ["".join(answers(model).stream(ask, sampling)) for ask in ASKS] == [one.text for one in found]
+
+
+def test_stop_texts_end_each_row_of_a_batch_by_itself(model: LlamaForCausalLM) -> None:
+    sampling = Sampling(max_tokens=20)
+    free = list(answers(model).answer(ASKS, sampling))
+    stop = next(one.text[k] for one in free for k in range(3, len(one.text)) if one.text[k].isprintable())
+    stopped = sampling.model_copy(update={"stop": (stop,)})
+    found = list(answers(model).answer(ASKS, stopped))
+    assert [one.text for one in found] == [one.text.partition(stop)[0] for one in free]
+    assert [one.ended for one in found] == ["stop" if stop in one.text else "length" for one in free]
+    assert all(one.tokens == other.tokens[: len(one.tokens)] for one, other in zip(found, free, strict=True))
+    assert ["".join(answers(model).stream(ask, stopped)) for ask in ASKS] == [one.text for one in found]
 
 
 def test_a_penalty_meets_no_padding(model: LlamaForCausalLM) -> None:
