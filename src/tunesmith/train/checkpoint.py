@@ -215,6 +215,9 @@ def _load_optimizer(folder: Path, optimizer: Optimizer, numbers: Mapping[str, An
     groups = [dict(group) for group in numbers["groups"]]
     if [len(group["params"]) for group in groups] != [len(group["params"]) for group in optimizer.param_groups]:
         raise Problem(str(folder), "holds the state of another optimizer")
+    for group, own in zip(groups, optimizer.param_groups, strict=True):
+        # Options are the run's; above all lr, which a checkpoint holds as its schedule had it in that step.
+        group.update({name: own[name] for name in optimizer.defaults if name in own})
     optimizer.load_state_dict({"state": state, "param_groups": groups})
 
 

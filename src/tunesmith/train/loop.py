@@ -128,11 +128,16 @@ class Loop:
         """Train until the end; returns why it ended: `done`, `stalled` or `preempted`."""
         parts, state = self.parts, self.state
         parts.policy.trained.train()
-        if state.step == 0:
+        if state.step == 0 and state.best_step < 0:
             self._validate()
+            if parts.spec.on_nonfinite == "rollback":
+                parts.saver.checkpoint(state)
         while state.step < parts.steps.total:
+            before = state.step
             if not self._one_step():
                 return self._preempted()
+            if state.step <= before:
+                continue
             at_end = state.step == parts.steps.total
             if at_end or state.step % self.validate_every == 0:
                 self._validate()
@@ -229,17 +234,16 @@ class Loop:
         parts, step = self.parts, self.state.step
         rows = parts.steps.places(step)
         parts.optimizer.zero_grad(set_to_none=True)
-        values = {"what": fault.what, "rows": rows, "then": parts.spec.on_nonfinite}
-        parts.tell(Event("nonfinite", step, values))
+        skipped = [*self.state.skipped, step]
+        if parts.spec.on_nonfinite == "rollback":
+            vars(self.state).update(vars(parts.saver.rollback()))
+        self._tell("nonfinite", {"what": fault.what, "rows": rows, "then": parts.spec.on_nonfinite, "at": step})
         if parts.spec.on_nonfinite == "stop":
             raise Problem(
                 f"step {step + 1}",
                 f"{fault.what}, so nothing was changed; its rows: {rows}",
                 "Look at the rows, lower optimizer lr, or set train.on_nonfinite to skip or rollback",
             )
-        skipped = [*self.state.skipped, step]
-        if parts.spec.on_nonfinite == "rollback":
-            vars(self.state).update(vars(parts.saver.rollback()))
         self.state.skipped = skipped
 
     def _validate(self) -> None:

@@ -15,6 +15,7 @@ class Teller:
     """Tells events in order; a listener that fails is dropped with a note, and training goes on."""
 
     def __init__(self, folder: RunDir, listeners: Sequence[Listener], hear: Hear, *, main: bool = True) -> None:
+        self.folder = folder
         self.hear = hear
         self.main = main
         self.file = folder.events.open("a", encoding="utf-8") if main else None
@@ -35,6 +36,15 @@ class Teller:
         """Tell a person something: an automatic choice and its reason, a fall-back."""
         self(Event("note", values={"text": text}))
 
+    def rewind(self, step: int) -> None:
+        """Take events of steps after `step` out of the run's file, before those steps are done again."""
+        if self.file is None:
+            return
+        self.file.close()
+        kept = [event.line() + "\n" for event in read_events(self.folder.events) if event.step <= step]
+        write_atomic(self.folder.events, "".join(kept).encode())
+        self.file = self.folder.events.open("a", encoding="utf-8")
+
     def close(self) -> None:
         """Tell listeners that the run is over."""
         for name, listener in list(self.listening):
@@ -52,10 +62,3 @@ class Teller:
         except Exception as error:  # a tracker's fault, of whatever kind, must not cost a night of training
             self.listening = [(other, hears) for other, hears in self.listening if other != name]
             self.note(f"the listener {name} failed and is left out from here: {type(error).__name__}: {error}")
-
-
-def rewind(folder: RunDir, step: int) -> None:
-    """Take events of steps after `step` out of a run's file, before those steps are done again."""
-    if folder.events.is_file():
-        kept = [event.line() + "\n" for event in read_events(folder.events) if event.step <= step]
-        write_atomic(folder.events, "".join(kept).encode())

@@ -33,7 +33,7 @@ from tunesmith.train.record import check_unchanged, read_record, versions, write
 from tunesmith.train.setup import Inputs, Ready, build, choose_checkpointing, gather
 from tunesmith.train.signals import Wish, wish_to_stop
 from tunesmith.train.survey import check_disk
-from tunesmith.train.tell import Hear, Teller, rewind
+from tunesmith.train.tell import Hear, Teller
 from tunesmith.train.world import World
 
 
@@ -128,9 +128,7 @@ def _run(inputs: Inputs, folder: RunDir, hear: Hear, wish: Wish, *, resumed: boo
 class _Saver:
     """Keeps a run's weights: checkpoints, the best so far, and the model at the end."""
 
-    def __init__(
-        self, inputs: Inputs, ready: Ready, folder: RunDir, world: World, tell: Callable[[Event], None]
-    ) -> None:
+    def __init__(self, inputs: Inputs, ready: Ready, folder: RunDir, world: World, tell: Teller) -> None:
         self.inputs = inputs
         self.ready = ready
         self.folder = folder
@@ -152,11 +150,13 @@ class _Saver:
         self._on_main(lambda: self._write(path, state, whole=False))
 
     def rollback(self) -> State:
-        """Put the newest whole checkpoint back, or the start where there is none yet."""
+        """Put the newest whole checkpoint back; a run that may roll back writes one before its first step."""
         found, _ = checkpoint.newest(self.folder.checkpoints)
         if found is None:
             raise Problem("train.on_nonfinite", "rollback found no checkpoint to go back to", "Set it to skip")
-        return State.of(checkpoint.restore(found, self.ready.trained, self.ready.optimizer))
+        state = State.of(checkpoint.restore(found, self.ready.trained, self.ready.optimizer))
+        self.tell.rewind(state.step)
+        return state
 
     def restored(self) -> State:
         """The state of the newest whole checkpoint, put in place; a fresh one where there is none."""
@@ -164,11 +164,11 @@ class _Saver:
         for problem in broken:
             self._note(f"passed over: {problem}")
         if found is None:
-            rewind(self.folder, -1)
+            self.tell.rewind(-1)
             self._note("no checkpoint was written yet, so the run starts from its beginning")
             return State()
         state = State.of(checkpoint.restore(found, self.ready.trained, self.ready.optimizer))
-        rewind(self.folder, state.step)
+        self.tell.rewind(state.step)
         self._note(f"going on from step {state.step} ({found.path.name})")
         return state
 
