@@ -120,8 +120,7 @@ def build(inputs: Inputs, world: World | None, tell: Tell) -> Ready:
     run, method, objective = inputs.run, inputs.method, inputs.objective
     torch.manual_seed(run.train.seed)
     loaded = load(run.model, objective.head, weights=torch.float32 if method.changes_base else None)
-    for note in loaded.notes:
-        tell(Event("note", values={"text": note}))
+    tell(Event("note", values={"text": f"attention: {loaded.verdict.reason}"}))
     world = world or World(loaded.choice.device)
     torch.manual_seed(run.train.seed)
     adapter = loaded.found.adapter

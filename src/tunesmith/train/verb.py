@@ -21,10 +21,11 @@ import yaml
 
 from tunesmith.core.events import Event
 from tunesmith.core.problem import Problem
-from tunesmith.core.run import Run, read_run
+from tunesmith.core.run import Run, parse_run, read_run
 from tunesmith.core.rundir import RunDir, open_run, sync_folder, write_atomic
 from tunesmith.data.golden import golden_ids
 from tunesmith.methods import trainable
+from tunesmith.models.device import choose
 from tunesmith.models.load import quietly, save_tokenizer
 from tunesmith.train import checkpoint
 from tunesmith.train.listeners import Listener
@@ -60,15 +61,13 @@ def train(run: Run, *, name: str = "run", base: Path = Path(), hear: Hear = lamb
         waiting.append(event)
         hear(event)
 
-    inputs = choose_checkpointing(gather(run, base, early), early)
-    folder = _new_folder(inputs.run, name)
-    with _locked(folder), wish_to_stop() as wish:
-        write_atomic(folder.run_file, yaml.safe_dump(inputs.run.plain(), sort_keys=False, allow_unicode=True).encode())
-        _keep_report(inputs, folder)
-        write_record(folder, {**_facts(inputs), "base": str(base.resolve()), "started": time.time()})
-        for event in waiting:
-            _log(folder, event)
-        return _run(inputs, folder, hear, wish, resumed=False)
+    world = _world(run)
+    inputs = _gathered(run, base, early, world)
+    folder = RunDir(Path(world.agree(lambda: str(_new_folder(inputs.run, name).path))))
+    with _locked(folder, world), wish_to_stop() as wish:
+        if world.main:
+            _begin(inputs, folder, base, waiting)
+        return _run(inputs, folder, hear, wish, world, resumed=False)
 
 
 def resume(folder: Path, *, accept: tuple[str, ...] = (), hear: Hear = lambda event: None) -> Result:
@@ -87,15 +86,35 @@ def resume(folder: Path, *, accept: tuple[str, ...] = (), hear: Hear = lambda ev
             f"this run has ended ({record['ended']})",
             "To go on with new data, start a new run with model.path set to this folder",
         )
-    with _locked(where), wish_to_stop() as wish:
-        run = read_run(where.run_file)
-        inputs = gather(run, Path(record.get("base", ".")), hear)
+    run = read_run(where.run_file)
+    world = _world(run)
+    with _locked(where, world), wish_to_stop() as wish:
+        inputs = _gathered(run, Path(record.get("base", ".")), hear, world)
         check_unchanged(record["fingerprints"], inputs.fingerprints(), accept, str(folder))
-        return _run(inputs, where, hear, wish, resumed=True)
+        return _run(inputs, where, hear, wish, world, resumed=True)
 
 
-def _run(inputs: Inputs, folder: RunDir, hear: Hear, wish: Wish, *, resumed: bool) -> Result:
-    world = World(torch.device(inputs.run.model.device))
+def _world(run: Run) -> World:
+    return World(choose(run.model.device, "float32").device)
+
+
+def _gathered(run: Run, base: Path, hear: Hear, world: World) -> Inputs:
+    """What the run reads, on the main rank first: the others find its data built and take its choices."""
+    inputs = choose_checkpointing(gather(run, base, hear), hear) if world.main else None
+    plain = world.agree(lambda: inputs.run.plain() if inputs else {})
+    return inputs or gather(parse_run(plain, "run"), base, lambda event: None)
+
+
+def _begin(inputs: Inputs, folder: RunDir, base: Path, waiting: list[Event]) -> None:
+    """Write down what the run is before it starts, and what was told while it was gathered."""
+    write_atomic(folder.run_file, yaml.safe_dump(inputs.run.plain(), sort_keys=False, allow_unicode=True).encode())
+    _keep_report(inputs, folder)
+    write_record(folder, {**_facts(inputs), "base": str(base.resolve()), "started": time.time()})
+    for event in waiting:
+        _log(folder, event)
+
+
+def _run(inputs: Inputs, folder: RunDir, hear: Hear, wish: Wish, world: World, *, resumed: bool) -> Result:
     tell = Teller(folder, cast("tuple[Listener, ...]", inputs.run.train.listeners), hear, main=world.main)
     try:
         ready = build(inputs, world, tell)
@@ -262,8 +281,11 @@ def _new_folder(run: Run, name: str) -> RunDir:
 
 
 @contextlib.contextmanager
-def _locked(folder: RunDir) -> Iterator[None]:
-    """Hold the run folder's lock; a second start at the same time is refused."""
+def _locked(folder: RunDir, world: World) -> Iterator[None]:
+    """Hold the run folder's lock on the main rank; a second start at the same time is refused."""
+    if not world.main:
+        yield
+        return
     with folder.lock.open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -6,7 +6,8 @@ were dealt. Processes are found through accelerate, as `torchrun` or `accelerate
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -14,6 +15,7 @@ from accelerate import PartialState
 from torch import Tensor, nn
 
 BUCKET_NUMBERS = 1 << 25
+T = TypeVar("T")
 
 
 class World:
@@ -64,6 +66,14 @@ class World:
                 bucket = []
         if bucket:
             _sum_bucket(bucket)
+
+    def agree(self, decide: Callable[[], T]) -> T:
+        """What the main rank decides, on every rank; the others wait for it."""
+        if self.size == 1:
+            return decide()
+        told: list[T | None] = [decide() if self.main else None]
+        dist.broadcast_object_list(told, src=0)
+        return cast("T", told[0])
 
     def wait(self) -> None:
         """Go on when every rank has come here."""

@@ -11,7 +11,8 @@ from tunesmith.core.events import Event, read_events
 from tunesmith.core.rundir import RunDir, write_atomic
 from tunesmith.train.listeners import Hears, Listener
 
-SMOOTHING = 0.9
+WINDOW = 0.04
+"""Share of the run that the smoothed curve averages over: little lag on short runs, little noise on long ones."""
 INK, CURVE, ACCENT, FAINT = "#1f2933", "#2f6fab", "#d1632a", "#c8d3dd"
 
 
@@ -41,8 +42,9 @@ def draw(folder: RunDir) -> Path | None:
     return path
 
 
-def smoothed(values: Sequence[float], keep: float = SMOOTHING) -> list[float]:
-    """The exponential average of values, corrected for its start."""
+def smoothed(values: Sequence[float]) -> list[float]:
+    """The exponential average of values over a share of them, corrected for its start."""
+    keep = 1 - 1 / max(1.0, WINDOW * len(values))
     out: list[float] = []
     total = weight = 0.0
     for value in values:
@@ -76,7 +78,7 @@ def _loss(axes: Any, steps: list[Event], validations: list[Event]) -> None:
             f"lowest {found[lowest]:.3f}",
             (where[lowest], found[lowest]),
             textcoords="offset points",
-            xytext=(0, -14),
+            xytext=(0, 9),
             ha="right" if lowest else "left",
             color=ACCENT,
         )
