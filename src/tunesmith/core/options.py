@@ -7,7 +7,7 @@ from typing import Any, TypeVar, get_args
 from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic_core import ErrorDetails
 
-from tunesmith.core.problem import Problem, nearest, raise_all
+from tunesmith.core.problem import Problem, Problems, nearest, raise_all
 
 T = TypeVar("T", bound="Options")
 
@@ -25,7 +25,8 @@ def faults(error: ValidationError, where: str, known: type[BaseModel]) -> list[P
 
     where: the place of the whole value; known: its class, to look names up in.
     """
-    return [_fault(details, where, known) for details in error.errors(include_url=False)]
+    found = [details for details in error.errors(include_url=False) if not _follows(details, error)]
+    return [fault for details in found for fault in _faults(details, where, known)]
 
 
 def parse(kind: type[T], value: Any, where: str) -> T:
@@ -41,11 +42,25 @@ def parse(kind: type[T], value: Any, where: str) -> T:
         raise
 
 
-def _fault(details: ErrorDetails, where: str, known: type[BaseModel]) -> Problem:
-    inner = details.get("ctx", {}).get("error")
+def _follows(details: ErrorDetails, error: ValidationError) -> bool:
+    """Whether a list only counts as too short because its items are faulty, which is told already."""
+    if details["type"] != "too_short":
+        return False
+    place = details["loc"]
+    return any(other["loc"][: len(place)] == place and other["loc"] != place for other in error.errors())
+
+
+def _faults(details: ErrorDetails, where: str, known: type[BaseModel]) -> list[Problem]:
     place = ".".join([where, *(str(part) for part in details["loc"])]) if details["loc"] else where
+    raised: Any = details.get("ctx", {}).get("error")
+    inner: Any = raised.args[0] if isinstance(raised, ValueError) and raised.args else raised
     if isinstance(inner, Problem):
-        return Problem(f"{place}.{inner.where}" if inner.where else place, inner.what, inner.hint)
+        parts = inner.parts if isinstance(inner, Problems) else (inner,)
+        return [Problem(f"{place}.{part.where}" if part.where else place, part.what, part.hint) for part in parts]
+    return [_fault(details, place, known)]
+
+
+def _fault(details: ErrorDetails, place: str, known: type[BaseModel]) -> Problem:
     if details["type"] == "extra_forbidden":
         name = str(details["loc"][-1])
         return Problem(place, "there is no such option", nearest(name, _fields_at(known, details["loc"][:-1])))

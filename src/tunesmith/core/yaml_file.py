@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import stat
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeGuard
@@ -11,6 +12,7 @@ import yaml
 from tunesmith.core.problem import Problem
 
 MAX_BYTES = 1_000_000
+MAX_DEPTH = 50
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,16 +35,23 @@ def read_yaml(path: Path) -> tuple[Any, Places]:
         Problem: not there, not UTF-8, not YAML, or YAML with tags, aliases or a key twice.
     """
     try:
-        raw = path.read_bytes()
+        raw = _read(path)
     except OSError as error:
         raise Problem(str(path), f"cannot be read ({error.strerror})", "Check the path") from error
-    if len(raw) > MAX_BYTES:
-        raise Problem(str(path), f"has {len(raw):,} bytes; a YAML file of options has at most {MAX_BYTES:,}")
     try:
         text = raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise Problem(str(path), f"is not UTF-8 (byte {error.start})", "Save it as UTF-8") from error
     return parse_yaml(text, str(path))
+
+
+def _read(path: Path) -> bytes:
+    about = path.stat()
+    if not stat.S_ISREG(about.st_mode):
+        raise Problem(str(path), "is no regular file", "Give a YAML file")
+    if about.st_size > MAX_BYTES:
+        raise Problem(str(path), f"has {about.st_size:,} bytes; a YAML file of options has at most {MAX_BYTES:,}")
+    return path.read_bytes()
 
 
 def parse_yaml(text: str, where: str) -> tuple[Any, Places]:
@@ -53,7 +62,7 @@ def parse_yaml(text: str, where: str) -> tuple[Any, Places]:
     """
     places = Places()
     try:
-        _refuse_aliases(text, where)
+        _refuse_more_than_data(text, where)
         node = yaml.compose(text, Loader=yaml.SafeLoader)
         return (None if node is None else _value(node, "", places, where)), places
     except yaml.MarkedYAMLError as error:
@@ -113,13 +122,26 @@ def _index(value: list[Any], part: str, change: str) -> int:
     return int(part)
 
 
-def _refuse_aliases(text: str, where: str) -> None:
+def _refuse_more_than_data(text: str, where: str) -> None:
+    """Refuse tags, anchors, aliases and deep nesting, before anything is built from them."""
+    depth = 0
     for token in yaml.scan(text, Loader=yaml.SafeLoader):
+        place = f"{where}:{token.start_mark.line + 1}"
         if isinstance(token, (yaml.AliasToken, yaml.AnchorToken, yaml.TagToken)):
             name = type(token).__name__.removesuffix("Token").lower()
-            raise Problem(
-                f"{where}:{token.start_mark.line + 1}", f"has a YAML {name}, and options are plain data", "Write it out"
-            )
+            raise Problem(place, f"has a YAML {name}, and options are plain data", "Write it out")
+        depth += isinstance(token, _OPENING) - isinstance(token, _CLOSING)
+        if depth > MAX_DEPTH:
+            raise Problem(place, f"is YAML nested more than {MAX_DEPTH} deep, and options are not")
+
+
+_OPENING = (
+    yaml.FlowSequenceStartToken,
+    yaml.FlowMappingStartToken,
+    yaml.BlockSequenceStartToken,
+    yaml.BlockMappingStartToken,
+)
+_CLOSING = (yaml.FlowSequenceEndToken, yaml.FlowMappingEndToken, yaml.BlockEndToken)
 
 
 def _value(node: yaml.Node, dotted: str, places: Places, where: str) -> Any:
@@ -137,4 +159,12 @@ def _value(node: yaml.Node, dotted: str, places: Places, where: str) -> Any:
         return out
     if isinstance(node, yaml.SequenceNode):
         return [_value(item, f"{dotted}.{i}" if dotted else str(i), places, where) for i, item in enumerate(node.value)]
-    return yaml.SafeLoader("").construct_object(node)  # pyright: ignore[reportUnknownMemberType]
+    return _scalar(node, f"{where}:{node.start_mark.line + 1}")
+
+
+def _scalar(node: yaml.Node, where: str) -> Any:
+    try:
+        return yaml.SafeLoader("").construct_object(node)  # pyright: ignore[reportUnknownMemberType]
+    except (ValueError, OverflowError) as error:
+        shown = str(node.value)[:40]
+        raise Problem(where, f"{shown!r} looks like a date or a number and is none", "Put it in quotes") from error
