@@ -42,11 +42,16 @@ def parts_of_folder(folder: Path, template: str | None = None) -> CodecParts:
     if not file.is_file():
         return parts_of(_slow_tokenizer(folder), template)
     config = _read_json(folder / "tokenizer_config.json")
-    tokenizer = _with_configured(read_tokenizer(_read(file), str(file)), config)
+    tokenizer = read_tokenizer(_read(file), str(file))
+    try:
+        tokenizer, templates = _with_configured(tokenizer, config), _templates(folder, config)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        where, what = str(folder / "tokenizer_config.json"), f"names tokens or templates in no known way ({error!r})"
+        raise Problem(where, what, "Check that the file is complete") from error
     specials = _named_specials(config)
     prefix, suffix = _frame(tokenizer)
     prefix = _configured_bos(prefix, config, tokenizer, specials)
-    return _assemble(tokenizer.to_str(), _templates(folder, config), template, specials, (prefix, suffix))
+    return _assemble(tokenizer.to_str(), templates, template, specials, (prefix, suffix))
 
 
 def parts_of(tokenizer: Any, template: str | None = None) -> CodecParts:
@@ -180,7 +185,7 @@ def _read_json(path: Path) -> dict[str, Any]:
         return {}
     try:
         value: Any = json.loads(_read(path))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise Problem(str(path), f"is not JSON ({error})", "Check that the file is complete") from error
     if not isinstance(value, dict):
         raise Problem(str(path), "holds no options by name", "Check that the file is complete")

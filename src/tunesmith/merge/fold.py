@@ -144,7 +144,8 @@ def _fold_shards(adapter: Adapter, base: Path, folder: Path, dtype: torch.dtype,
     if len(shards) > 1:
         write_json(folder / "model.safetensors.index.json", {"metadata": {"total_size": total}, "weight_map": index})
     config = read_json(base / "config.json")
-    config.pop("torch_dtype", None)
+    for name in ("torch_dtype", "auto_map"):
+        config.pop(name, None)
     write_json(folder / "config.json", {**config, "dtype": str(dtype)[6:]})
     if (base / "generation_config.json").is_file():
         shutil.copyfile(base / "generation_config.json", folder / "generation_config.json")

@@ -9,9 +9,12 @@ Weights are safetensors or nothing; no code that comes with a model is ever run.
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
+
+from safetensors import SafetensorError, safe_open
 
 from tunesmith import builtin
 from tunesmith.core.problem import Problem, missing_extra
@@ -19,7 +22,8 @@ from tunesmith.core.rundir import RunDir
 
 PATTERNS = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.jinja", "*.model", "*.txt"]
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
-MAX_HEADER = 100_000_000
+LOADERS = ("transformers_weights", "configuration_files")
+"""Keys of config.json that send transformers to files other than the ones that are looked through here."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,8 +51,8 @@ def head_of(found: Found) -> Literal["lm", "score"]:
     if found.adapter is not None:
         task = read_json(found.adapter / "adapter_config.json").get("task_type")
         return "score" if task == "SEQ_CLS" else "lm"
-    architectures = read_json(found.base / "config.json").get("architectures") or []
-    return "score" if any(str(name).endswith("ForSequenceClassification") for name in architectures) else "lm"
+    architectures = str(read_json(found.base / "config.json").get("architectures"))
+    return "score" if "ForSequenceClassification" in architectures else "lm"
 
 
 def find(path: str, revision: str | None = None) -> Found:
@@ -57,17 +61,25 @@ def find(path: str, revision: str | None = None) -> Found:
     Raises:
         Problem: nothing by that name, no usable weights, or files that would run code.
     """
+    return _find(path, revision, ())
+
+
+def _find(path: str, revision: str | None, before: tuple[Path, ...]) -> Found:
+    """before: the folders that led to this one."""
     folder = _folder(path, revision)
+    if folder in before:
+        raise Problem(str(folder), "leads back to itself, so there is no base model", "Name the base model in it")
     run = RunDir(folder)
     if run.is_run():
         if not run.model.is_dir():
             raise Problem(path, "this run has no model yet (it did not finish)", f"Finish it: tunesmith resume {path}")
-        inner = find(str(run.model))
+        inner = _find(str(run.model), None, (*before, folder))
         return Found(inner.name, inner.base, inner.adapter, run)
     if (folder / "adapter_config.json").is_file():
-        return _adapter(folder)
+        return _adapter(folder, before)
     _check_config(folder)
     _check_weights(folder, "*.safetensors")
+    _check_index(folder)
     return Found(str(folder) if Path(path).expanduser().is_dir() else path, folder)
 
 
@@ -77,6 +89,8 @@ def read_json(path: Path) -> dict[str, Any]:
     Raises:
         Problem: not there, not JSON, not an object.
     """
+    if path.exists() and not path.is_file():
+        raise Problem(str(path), "is no regular file", "The model's folder is damaged; fetch it again")
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -94,9 +108,13 @@ def _folder(path: str, revision: str | None) -> Path:
     if path.startswith("modelscope:"):
         return _from_modelscope(path.removeprefix("modelscope:"), revision)
     local = Path(path).expanduser()
-    if local.is_dir():
+    try:
+        is_folder, is_file = local.is_dir(), local.is_file()
+    except OSError as error:
+        raise Problem(path[:80], f"is no path and no id ({error.strerror})", "Check the path") from error
+    if is_folder:
         return local.resolve()
-    if local.is_file():
+    if is_file:
         raise Problem(path, "is a file, and a model is a folder", "Give the folder that the file is in")
     if path.count("/") != 1 or path.startswith((".", "/", "~")):
         raise Problem(path, "there is no such folder", "Check the path, or give a model's id such as ORG/NAME")
@@ -140,7 +158,7 @@ def _from_modelscope(name: str, revision: str | None) -> Path:
         ) from error
 
 
-def _adapter(folder: Path) -> Found:
+def _adapter(folder: Path, before: tuple[Path, ...]) -> Found:
     config = read_json(folder / "adapter_config.json")
     if config.get("auto_mapping"):
         raise Problem(
@@ -152,7 +170,8 @@ def _adapter(folder: Path) -> Found:
     base = config.get("base_model_name_or_path")
     if not isinstance(base, str) or not base:
         raise Problem(str(folder), "the adapter does not say which model it belongs to", "Set base_model_name_or_path")
-    inner = find(base, config.get("revision"))
+    revision = config.get("revision")
+    inner = _find(base, revision if isinstance(revision, str) else None, (*before, folder))
     if inner.adapter is not None:
         raise Problem(
             str(folder), f"is an adapter over another adapter ({base})", "Fold that one first: tunesmith fold"
@@ -163,21 +182,48 @@ def _adapter(folder: Path) -> Found:
 def _check_config(folder: Path) -> None:
     from transformers import CONFIG_MAPPING
 
-    config = read_json(folder / "config.json")
-    if config.get("model_type") not in CONFIG_MAPPING:
+    file = folder / "config.json"
+    config = read_json(file)
+    if str(config.get("model_type")) not in CONFIG_MAPPING:
         code = "it needs code of its author, which is never run" if "auto_map" in config else "transformers has none"
         raise Problem(
-            str(folder / "config.json"),
+            str(file),
             f"the architecture {config.get('model_type')!r} is not known: {code}",
             "Use a model whose architecture transformers has",
         )
-    private = sorted(key for key in config if key.startswith("_attn") or key == "attn_implementation")
-    if private:
+    if private := sorted(set(_loading_keys(config))):
         raise Problem(
-            str(folder / "config.json"),
-            f"sets {', '.join(private)}, which can load code from elsewhere",
-            "Take these keys out; tunesmith chooses attention itself",
+            str(file),
+            f"sets {', '.join(private)}, which can load code or files from elsewhere",
+            "Take these keys out; tunesmith chooses attention and weights itself",
         )
+    if "quantization_config" in config:
+        _check_quantization(file, config["quantization_config"])
+
+
+def _check_quantization(file: Path, value: Any) -> None:
+    from transformers.quantizers.auto import AUTO_QUANTIZER_MAPPING
+
+    known = sorted(AUTO_QUANTIZER_MAPPING)
+    method = cast("dict[str, Any]", value).get("quant_method") if isinstance(value, dict) else None
+    if str(method) not in known:
+        what = f"quantization_config names the method {method!r}, which transformers does not know"
+        raise Problem(str(file), what, f"Known: {', '.join(known)}")
+
+
+def _loading_keys(config: dict[str, Any]) -> Iterator[str]:
+    """Keys anywhere in a configuration by which transformers fetches kernels or opens other files."""
+    waiting: list[Any] = [config]
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, list):
+            waiting += cast("list[Any]", value)
+        if not isinstance(value, dict):
+            continue
+        for key, inner in cast("dict[str, Any]", value).items():
+            waiting.append(inner)
+            if key in LOADERS or ("_implementation" in f"_{key}" and not isinstance(inner, bool | None)):
+                yield key
 
 
 def _check_weights(folder: Path, pattern: str) -> None:
@@ -196,16 +242,30 @@ def _check_weights(folder: Path, pattern: str) -> None:
 
 
 def _check_header(file: Path) -> None:
-    """A safetensors header that lies about sizes is found before anything is mapped."""
-    size = file.stat().st_size
-    with file.open("rb") as stream:
-        length = int.from_bytes(stream.read(8), "little")
-        header = stream.read(length) if 8 + length <= size and length <= MAX_HEADER else b""
-    damaged = Problem(str(file), "is not a whole safetensors file", "It is cut short or damaged; fetch it again")
+    """A safetensors header that lies about sizes is found before a model is built on it."""
+    if not file.is_file():
+        raise Problem(str(file), "is no regular file", "The folder is damaged; fetch it again")
     try:
-        tensors = json.loads(header)
-        ends = [entry["data_offsets"][1] for name, entry in tensors.items() if name != "__metadata__"]
-    except (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError) as error:
-        raise damaged from error
-    if max(ends, default=0) != size - 8 - length:
-        raise damaged
+        with safe_open(file, framework="np"):
+            pass
+    except (SafetensorError, OSError) as error:
+        raise Problem(
+            str(file), f"is not a whole safetensors file ({error})", "It is cut short or damaged; fetch it again"
+        ) from error
+
+
+def _check_index(folder: Path) -> None:
+    """The index of shards names safetensors files of this folder and nothing else."""
+    file = folder / "model.safetensors.index.json"
+    if not file.is_file() or (folder / "model.safetensors").is_file():
+        return
+    names = read_json(file).get("weight_map")
+    if not isinstance(names, dict) or not names:
+        raise Problem(str(file), "names no shards", "The model's folder is damaged; fetch it again")
+    shards = {file.name for file in folder.glob("*.safetensors")}
+    if wrong := sorted({str(name) for name in names.values()} - shards):
+        raise Problem(
+            str(file),
+            f"names {', '.join(wrong[:3])}, no safetensors file of this folder",
+            "The folder is not complete; fetch it again",
+        )
