@@ -11,7 +11,7 @@ other, so the sum's gradient holds every row's own. A head that learns is recomp
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -62,7 +62,7 @@ class Head:
         if not torch.is_grad_enabled():
             return self._chunked(hidden, tokens)
         if self.learns:
-            parts = [checkpoint(self._logprobs, h, t, use_reentrant=False) for h, t in self._chunks(hidden, tokens)]
+            parts = [checkpoint(self._logprobs, h, t, use_reentrant=False) for h, t in self.chunks(hidden, tokens)]
             return torch.cat(parts)  # type: ignore[arg-type]
         return _FrozenHead.apply(hidden, tokens, self)  # type: ignore[no-any-return]
 
@@ -70,10 +70,36 @@ class Head:
         logits = self.logits(hidden)
         return logits.gather(-1, tokens[:, None])[:, 0] - logits.logsumexp(dim=-1)
 
-    def _chunked(self, hidden: Tensor, tokens: Tensor) -> Tensor:
-        return torch.cat([self._logprobs(h, t) for h, t in self._chunks(hidden, tokens)])
+    def with_slopes(self, hidden: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """log p of each token [M], and its gradient by its hidden state [M, d]."""
+        if type(self.layer) is nn.Linear:
+            return self._written_out(hidden, tokens)
+        with torch.enable_grad():
+            leaf = hidden.detach().requires_grad_()
+            value = self._logprobs(leaf, tokens)
+            (slope,) = torch.autograd.grad(value.sum(), leaf)
+        return value.detach(), slope
 
-    def _chunks(self, hidden: Tensor, tokens: Tensor) -> list[tuple[Tensor, Tensor]]:
+    def _written_out(self, hidden: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """The same by hand, in one buffer of logits: the gradient by z is onehot - softmax z, then caps and scales."""
+        logits = self.logits(hidden)
+        bend = None if self.cap is None else 1 - (logits / self.cap) ** 2
+        top = logits.amax(dim=-1, keepdim=True)
+        picked = (logits.gather(-1, tokens[:, None]) - top)[:, 0]
+        shares = logits.sub_(top).exp_()
+        total = shares.sum(dim=-1, keepdim=True)
+        slope = shares.div_(total).neg_()
+        slope.scatter_add_(1, tokens[:, None], slope.new_ones(len(tokens), 1))
+        if bend is not None:
+            slope.mul_(bend)
+        weight = cast(nn.Linear, self.layer).weight
+        return picked - total.log()[:, 0], self.scale * (slope.to(weight.dtype) @ weight)
+
+    def _chunked(self, hidden: Tensor, tokens: Tensor) -> Tensor:
+        return torch.cat([self._logprobs(h, t) for h, t in self.chunks(hidden, tokens)])
+
+    def chunks(self, hidden: Tensor, tokens: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """Hidden states and tokens in parts whose logits may exist at once."""
         vocabulary = int(self.layer.weight.shape[0])  # type: ignore[union-attr, arg-type]
         size = max(16, CHUNK_NUMBERS // vocabulary)
         return list(zip(hidden.split(size), tokens.split(size), strict=True))
@@ -85,12 +111,9 @@ class _FrozenHead(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, tokens: Tensor, head: Head) -> Tensor:
         logprobs, slopes = [], []
-        for part, wanted in head._chunks(hidden.detach(), tokens):
-            with torch.enable_grad():
-                leaf = part.requires_grad_()
-                value = head._logprobs(leaf, wanted)
-                (slope,) = torch.autograd.grad(value.sum(), leaf)
-            logprobs.append(value.detach())
+        for part, wanted in head.chunks(hidden.detach(), tokens):
+            value, slope = head.with_slopes(part, wanted)
+            logprobs.append(value)
             slopes.append(slope)
         ctx.save_for_backward(torch.cat(slopes))
         return torch.cat(logprobs)
