@@ -115,3 +115,5 @@ def save_plain(model: nn.Module, folder: Path) -> None:
         name: value.to(stored) if value.is_floating_point() else value for name, value in model.state_dict().items()
     }
     model.save_pretrained(folder, state_dict=state, safe_serialization=True)
+    model.config.dtype = stored
+    model.config.save_pretrained(folder)

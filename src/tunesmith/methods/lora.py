@@ -85,14 +85,9 @@ class Lora(Method):
         saved = PeftConfig.from_pretrained(str(adapter))
         if not isinstance(saved, LoraConfig):
             raise Problem(str(adapter), f"is a {saved.peft_type} adapter, not LoRA", "Fold it first: tunesmith fold")
-        for option, wanted, found in (("rank", self.rank, saved.r), ("alpha", self.alpha, saved.lora_alpha)):
-            if wanted != found:
-                raise Problem(
-                    f"method.lora.{option}",
-                    f"is {wanted:g}, and the adapter that is gone on with has {found:g}",
-                    f"Set {option}: {found:g}, or fold the adapter first and train a new one",
-                )
-        trained = PeftModel.from_pretrained(model, str(adapter), is_trainable=True)
+        self._check_adopted(saved)
+        saved.lora_dropout = self.dropout
+        trained = PeftModel.from_pretrained(model, str(adapter), is_trainable=True, config=saved)
         hold_in_float32(trained)
         return trained
 
@@ -126,6 +121,7 @@ class Lora(Method):
         )
 
     def _check(self, model: PreTrainedModel) -> None:
+        self._check_start(model)
         layers = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear | Conv1D)}
         ends = {name.rpartition(".")[2] for name in layers}
         for target in self.targets:
@@ -138,6 +134,25 @@ class Lora(Method):
             for module in chosen:
                 self._check_rank(target, module)
 
+    def _check_adopted(self, saved: LoraConfig) -> None:
+        """An adapter keeps the shape it was made with; `all-linear` stands for the layers that it has."""
+        own = {
+            "rank": (self.rank, saved.r),
+            "alpha": (self.alpha, float(saved.lora_alpha)),
+            "scaling": (self.scaling, "rank_stabilized" if saved.use_rslora else "classic"),
+            "form": (self.form, "dora" if saved.use_dora else "plain"),
+            "start": (self.start, "zero"),
+        }
+        if self.targets != ("all-linear",) and not isinstance(saved.target_modules, str):
+            own["targets"] = (sorted(self.targets), sorted(saved.target_modules or ()))
+        for option, (wanted, found) in own.items():
+            if wanted != found:
+                raise Problem(
+                    f"method.lora.{option}",
+                    f"is {wanted}, and the adapter that is gone on with has {found}",
+                    f"Set {option}: {found}, or fold the adapter first and train a new one",
+                )
+
     def _check_tied(self, model: PreTrainedModel, target: str, chosen: Sequence[nn.Module]) -> None:
         tied = model.config.get_text_config().tie_word_embeddings
         ends = (model.get_input_embeddings(), model.get_output_embeddings())
@@ -146,6 +161,14 @@ class Lora(Method):
                 "method.lora.targets",
                 f"{target} shares its weights with the other end of the model, so a change of it cannot be folded",
                 "Leave it out, or use the method freeze with names",
+            )
+
+    def _check_start(self, model: PreTrainedModel) -> None:
+        if self.start == "olora" and any(isinstance(module, Conv1D) for module in model.modules()):
+            raise Problem(
+                "method.lora.start",
+                f"olora does not work for {type(model).__name__}, whose layers hold their weights transposed",
+                "Use another start, such as pissa",
             )
 
     def _check_rank(self, target: str, module: nn.Module) -> None:
