@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import torch
 import transformers
+from safetensors import safe_open
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -18,6 +19,7 @@ from transformers import (
     AutoTokenizer,
     PreTrainedConfig,
     PreTrainedModel,
+    PreTrainedTokenizerFast,
 )
 
 from tunesmith.core.problem import Problem
@@ -86,7 +88,7 @@ def load_config(found: Found) -> PreTrainedConfig:
     """The configuration of a model, without its weights."""
     try:
         return AutoConfig.from_pretrained(found.base, local_files_only=True, trust_remote_code=False)
-    except (ValueError, TypeError, KeyError, OSError) as error:
+    except Exception as error:  # what a stranger's configuration makes transformers raise has no common base
         raise Problem(str(found.base / "config.json"), f"cannot be used ({_first_line(error)})") from error
 
 
@@ -102,19 +104,20 @@ def skeleton(found: Found, head: HeadKind = "lm") -> PreTrainedModel:
     with torch.device("meta"):
         try:
             return _auto(head).from_config(config)
-        except (ValueError, TypeError) as error:
+        except Exception as error:  # what a stranger's configuration makes a model raise has no common base
             raise Problem(str(found.base), f"cannot be built ({_first_line(error)})") from error
 
 
 def save_tokenizer(codec: Codec, found: Found, folder: Path) -> None:
     """Save the tokenizer with the template that was used, in the layout that transformers 4 and 5 both read."""
-    tokenizer = AutoTokenizer.from_pretrained(found.tokenizer, local_files_only=True, trust_remote_code=False)
+    tokenizer = _tokenizer(found.tokenizer)
     tokenizer.chat_template = codec.template
     tokenizer.save_pretrained(folder)
     path = folder / "tokenizer_config.json"
-    config = read_json(path)
+    config = {name: value for name, value in read_json(path).items() if name != "auto_map"}
     if config.get("tokenizer_class") == "TokenizersBackend":
-        write_json(path, {**config, "tokenizer_class": "PreTrainedTokenizerFast"})
+        config["tokenizer_class"] = "PreTrainedTokenizerFast"
+    write_json(path, config)
 
 
 @contextmanager
@@ -133,13 +136,21 @@ def quietly() -> Iterator[None]:
 
 
 def fingerprint(found: Found) -> str:
-    """SHA-256 over the names and contents of the base's weights."""
+    """SHA-256 over the names and contents of what makes the model: weights and configuration, an adapter's too."""
     digest = hashlib.sha256()
-    for file in sorted(found.base.glob("*.safetensors")):
-        digest.update(file.name.encode())
-        with file.open("rb") as stream:
-            digest.update(hashlib.file_digest(stream, "sha256").digest())
+    for folder in (found.base, found.adapter):
+        for file in sorted(folder.glob("*.safetensors")) + sorted(folder.glob("*config.json")) if folder else ():
+            digest.update(file.name.encode())
+            with file.open("rb") as stream:
+                digest.update(hashlib.file_digest(stream, "sha256").digest())
     return digest.hexdigest()
+
+
+def _tokenizer(folder: Path) -> Any:
+    try:
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except ValueError:  # its class would be code of its author; the ids are those of tokenizer.json all the same
+        return PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
 
 
 def _auto(head: HeadKind) -> Any:
@@ -164,14 +175,14 @@ def _weights(found: Found, head: HeadKind, dtype: torch.dtype) -> PreTrainedMode
                 use_safetensors=True,
                 output_loading_info=True,
             )
-    except (ValueError, OSError, RuntimeError, KeyError) as error:
-        raise Problem(str(found.base), f"cannot be loaded ({_first_line(error)})") from error
-    _check_complete(found, head, info)
+    except Exception as error:  # what a stranger's files make transformers raise has no common base
+        raise Problem(str(found.base), f"cannot be loaded ({_misfit(found, head) or _first_line(error)})") from error
+    _check_complete(found, head, info, model)
     model.config.dtype = stored
     return model
 
 
-def _check_complete(found: Found, head: HeadKind, info: dict[str, Any]) -> None:
+def _check_complete(found: Found, head: HeadKind, info: dict[str, Any], model: PreTrainedModel) -> None:
     missing = sorted(name for name in info["missing_keys"] if not (head == "score" and name.startswith("score.")))
     if missing:
         shown = ", ".join(missing[:3]) + (" …" if len(missing) > 3 else "")
@@ -180,6 +191,26 @@ def _check_complete(found: Found, head: HeadKind, info: dict[str, Any]) -> None:
             f"{len(missing)} weights are missing from the files ({shown}); they would be random",
             "The folder is not complete; fetch it again",
         )
+    left = sorted(info["unexpected_keys"])
+    if len(left) > len(model.state_dict()):
+        raise Problem(
+            str(found.base),
+            f"{len(left)} weights of the files, most of them, have no place in the model that config.json describes "
+            f"({', '.join(left[:3])} …)",
+            "config.json belongs to another model; fetch the folder again",
+        )
+
+
+def _misfit(found: Found, head: HeadKind) -> str:
+    """Which weight has another shape in the files than in the configuration; empty if none."""
+    own = skeleton(found, head).state_dict()
+    for file in sorted(found.base.glob("*.safetensors")):
+        with safe_open(file, framework="pt") as tensors:
+            for name in set(tensors.keys()) & set(own):
+                shape, wanted = tensors.get_slice(name).get_shape(), list(own[name].shape)
+                if shape != wanted:
+                    return f"{name} is {shape} in the files and {wanted} by config.json"
+    return ""
 
 
 def _check_vocabulary(model: PreTrainedModel, codec: Codec, path: str) -> None:
