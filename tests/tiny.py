@@ -233,19 +233,27 @@ def forest(entries: int | None = None, seed: int = 0) -> Batch:
     return plant(forest_rows(entries, seed))
 
 
-def pairs(count: int = 3, seed: int = 0, entries: int | None = None) -> Batch:
-    """A batch of preference pairs."""
+def binary(row: TokenRow) -> TokenRow:
+    """The row with weights of 0 and 1 only."""
+    return TokenRow(Piece(row.trunk.tokens, np.ceil(row.trunk.weights)), index=row.index)
+
+
+def pair_rows(count: int = 3, seed: int = 0, entries: int | None = None) -> list[TokenRow]:
+    """Preference pairs of uneven lengths."""
     draw, entries = np.random.default_rng(seed), entries or vocabulary()
-    return plant(
-        [
-            TokenRow(
-                _piece(draw, 4 + number, entries, "none"),
-                (_piece(draw, 3 + number, entries, "all"), _piece(draw, 6, entries, "all")),
-                index=number,
-            )
-            for number in range(count)
-        ]
-    )
+    return [
+        TokenRow(
+            _piece(draw, 4 + number, entries, "none"),
+            (_piece(draw, 3 + number, entries, "all"), _piece(draw, 6, entries, "all")),
+            index=number,
+        )
+        for number in range(count)
+    ]
+
+
+def pairs(count: int = 3, seed: int = 0) -> Batch:
+    """A batch of such pairs."""
+    return plant(pair_rows(count, seed))
 
 
 def tensors(folder: Path) -> dict[str, torch.Tensor]:

@@ -1,0 +1,238 @@
+"""What every objective keeps: a sum, a count of the same rows, a gradient through the policy alone, and it learns."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny
+import torch
+from torch import Tensor, nn
+
+from tunesmith.core.plugins import build, names
+from tunesmith.core.records import KINDS, Preference
+from tunesmith.methods.full import Full
+from tunesmith.methods.lora import Lora
+from tunesmith.models.forest import Batch, plant
+from tunesmith.models.policy import Policy
+from tunesmith.models.probe import choose_attention
+from tunesmith.objectives import Objective
+
+VARIANTS: dict[str, list[dict[str, Any]]] = {
+    "dpo": [{}, {"beta": 0.5, "label_smoothing": 0.2}],
+    "reward": [{}, {"margin": 0.5}, {"center": 0.1}],
+}
+CASES = [
+    pytest.param(name, options, id=f"{name}-{options}")
+    for name in names("objective")
+    for options in VARIANTS.get(name, [{}])
+]
+
+
+def objective_of(name: str, options: dict[str, Any]) -> Objective:
+    found = build("objective", {name: options})
+    assert isinstance(found, Objective)
+    return found
+
+
+def policy_of(objective: Objective, method: Lora | Full | None = None, seed: int = 0) -> Policy:
+    """A tiny model with the head that the objective needs, under LoRA with a change that is not zero."""
+    model = tiny.model(head=objective.head, seed=seed)
+    forest = choose_attention(model, "auto").forest
+    method = method or Lora(start="gaussian", dropout=0.0)
+    trained = method.apply(model)
+    torch.manual_seed(seed)
+    for name, weight in trained.named_parameters():
+        if "lora_B" in name:
+            nn.init.normal_(weight, std=0.05)
+    off = (lambda: method.off(trained)) if method.reversible else None
+    return Policy(model, forest=forest, trained=trained, off=off)
+
+
+def batch_of(objective: Objective, seed: int = 0) -> Batch:
+    """Rows as the objective takes them."""
+    return tiny.pairs(4, seed) if objective.takes is Preference else tiny.forest(seed=seed)
+
+
+def gradients(policy: Policy, loss: Tensor) -> dict[str, Tensor]:
+    policy.trained.zero_grad()
+    loss.backward()
+    return {name: weight.grad for name, weight in policy.trained.named_parameters() if weight.grad is not None}
+
+
+@pytest.mark.parametrize(("name", "options"), CASES)
+class TestObjective:
+    def test_says_what_it_takes(self, name: str, options: dict[str, Any]) -> None:
+        objective = objective_of(name, options)
+        assert objective.takes in KINDS
+        assert objective.head in ("lm", "score")
+        assert objective.unit
+
+    def test_the_loss_of_two_batches_is_the_sum_of_theirs(self, name: str, options: dict[str, Any]) -> None:
+        objective = objective_of(name, options)
+        policy = policy_of(objective)
+        parts = [batch_of(objective, seed) for seed in (1, 2)]
+        whole = plant_both(objective)
+        with torch.no_grad():
+            found = [objective.loss(policy, objective.prepare(policy, part)) for part in parts]
+            loss, figures = objective.loss(policy, objective.prepare(policy, whole))
+        assert float(loss) == pytest.approx(sum(float(part) for part, _ in found), rel=1e-5)
+        assert objective.count(whole) == sum(objective.count(part) for part in parts)
+        for figure, value in figures.items():
+            assert float(value) == pytest.approx(sum(float(told[figure]) for _, told in found), rel=1e-4, abs=1e-5)
+
+    def test_loss_and_figures_are_single_numbers(self, name: str, options: dict[str, Any]) -> None:
+        objective = objective_of(name, options)
+        policy = policy_of(objective)
+        loss, figures = objective.loss(policy, objective.prepare(policy, batch_of(objective)))
+        assert loss.shape == ()
+        assert loss.requires_grad
+        assert all(value.shape == () and not value.requires_grad for value in figures.values())
+
+    def test_the_gradient_goes_through_the_policy_alone(self, name: str, options: dict[str, Any]) -> None:
+        """What `prepare` adds is a number to it; frozen weights get nothing."""
+        objective = objective_of(name, options)
+        policy = policy_of(objective)
+        batch = objective.prepare(policy, batch_of(objective))
+        assert all(not value.requires_grad for value in batch.extras.values())
+        found = gradients(policy, objective.loss(policy, batch)[0])
+        learns = {name for name, weight in policy.trained.named_parameters() if weight.requires_grad}
+        assert set(found) == learns
+        assert any(value.abs().max() > 0 for value in found.values())
+
+    def test_the_gradient_is_the_slope_of_the_loss(self, name: str, options: dict[str, Any]) -> None:
+        """Against a difference quotient along the gradient itself."""
+        objective = objective_of(name, options)
+        policy = policy_of(objective)
+        batch = objective.prepare(policy, batch_of(objective))
+        found = gradients(policy, objective.loss(policy, batch)[0])
+        norm = math.sqrt(sum(float(value.double().square().sum()) for value in found.values()))
+        weights = dict(policy.trained.named_parameters())
+        values = []
+        step = 3e-3
+        for sign in (1, -2):
+            with torch.no_grad():
+                for weight, slope in found.items():
+                    weights[weight].add_(slope, alpha=sign * step / norm)
+                values.append(float(objective.loss(policy, batch)[0]))
+        assert (values[0] - values[1]) / (2 * step) == pytest.approx(norm, rel=0.03)
+
+    def test_figures_of_a_row_do_not_depend_on_its_neighbours(self, name: str, options: dict[str, Any]) -> None:
+        objective = objective_of(name, options)
+        policy = policy_of(objective)
+        rows = tiny.pair_rows(4) if objective.takes is Preference else tiny.forest_rows()
+        with torch.no_grad():
+            alone = [float(objective.loss(policy, objective.prepare(policy, plant([row])))[0]) for row in rows]
+            together = float(objective.loss(policy, objective.prepare(policy, plant(rows)))[0])
+        assert together == pytest.approx(sum(alone), rel=1e-5)
+
+    def test_learns_what_it_is_shown(self, name: str, options: dict[str, Any], tmp_path: Path) -> None:
+        base = tiny.folder(tmp_path / "base")
+        settings = {"method": "lora", "optimizer": {"adamw": {"lr": 2e-2}}, "train": {"epochs": 6}}
+        result = tiny.trained(base, tmp_path, {name: options}, **settings)
+        losses = tiny.losses(result)
+        assert losses[-1] < 0.9 * losses[0]
+        assert result.ended == "done"
+
+
+def plant_both(objective: Objective) -> Batch:
+    """The rows of both batches of the sum law, in one."""
+    if objective.takes is Preference:
+        return plant([*tiny.pair_rows(4, 1), *tiny.pair_rows(4, 2)])
+    return plant([*tiny.forest_rows(seed=1), *tiny.forest_rows(seed=2)])
+
+
+class TestDpo:
+    def test_starts_at_ln_2(self) -> None:
+        objective = objective_of("dpo", {})
+        model = tiny.model()
+        method = Lora()
+        trained = method.apply(model)
+        policy = Policy(model, forest=False, trained=trained, off=lambda: method.off(trained))
+        batch = objective.prepare(policy, tiny.pairs(5))
+        loss, figures = objective.loss(policy, batch)
+        assert float(loss) / objective.count(batch) == pytest.approx(math.log(2), abs=1e-6)
+        assert float(figures["chosen"]) == pytest.approx(0, abs=1e-4)
+
+    def test_is_its_formula(self) -> None:
+        """On log-probabilities of a plain loop over each answer, in float64."""
+        objective = objective_of("dpo", {"beta": 0.3, "label_smoothing": 0.1})
+        policy = policy_of(objective)
+        rows = tiny.pair_rows(4)
+        loss, figures = objective.loss(policy, objective.prepare(policy, plant(rows)))
+        expected, accuracy = 0.0, 0
+        for row in rows:
+            own = [answer_logprob(policy, row, number) for number in range(2)]
+            with policy.still(), Lora().off(policy.trained):
+                reference = [answer_logprob(policy, row, number) for number in range(2)]
+            lead = 0.3 * ((own[0] - reference[0]) - (own[1] - reference[1]))
+            expected += 0.9 * math.log1p(math.exp(-lead)) + 0.1 * math.log1p(math.exp(lead))
+            accuracy += lead > 0
+        assert float(loss) == pytest.approx(expected, rel=1e-4)
+        assert float(figures["accuracy"]) == accuracy
+
+
+def answer_logprob(policy: Policy, row: Any, number: int) -> float:
+    """The log-probability of one answer by transformers' own logits."""
+    tokens = torch.tensor([[*row.trunk.tokens.tolist(), *row.branches[number].tokens.tolist()]])
+    policy.model.set_attn_implementation("eager")
+    with torch.no_grad():
+        logprobs = policy.model(input_ids=tokens).logits.double().log_softmax(-1)
+    policy.model.set_attn_implementation("tunesmith_forest")
+    start = len(row.trunk)
+    return float(sum(logprobs[0, place - 1, tokens[0, place]] for place in range(start, tokens.shape[1])))
+
+
+class TestReward:
+    def test_starts_at_ln_2_where_scores_are_zero(self) -> None:
+        objective = objective_of("reward", {})
+        model = tiny.model(head="score")
+        nn.init.zeros_(model.score.weight)
+        batch = tiny.pairs(5)
+        loss, _ = objective.loss(Policy(model, forest=False), batch)
+        assert float(loss) / objective.count(batch) == pytest.approx(math.log(2), abs=1e-6)
+
+    def test_is_its_formula(self) -> None:
+        objective = objective_of("reward", {"margin": 0.25, "center": 0.1})
+        policy = policy_of(objective)
+        rows = tiny.pair_rows(4)
+        loss, figures = objective.loss(policy, plant(rows))
+        expected, lead = 0.0, 0.0
+        policy.model.set_attn_implementation("eager")
+        for row in rows:
+            chosen, rejected = (own_score(policy, row, number) for number in range(2))
+            expected += math.log1p(math.exp(-(chosen - rejected - 0.25))) + 0.1 * (chosen + rejected) ** 2
+            lead += chosen - rejected
+        assert float(loss) == pytest.approx(expected, rel=1e-4)
+        assert float(figures["lead"]) == pytest.approx(lead, rel=1e-4)
+
+
+def own_score(policy: Policy, row: Any, number: int) -> float:
+    """The score that transformers' own classification model gives one answer."""
+    tokens = torch.tensor([[*row.trunk.tokens.tolist(), *row.branches[number].tokens.tolist()]])
+    with torch.no_grad():
+        return float(policy.model(input_ids=tokens).logits[0, 0])
+
+
+@pytest.mark.parametrize("name", ["pretrain", "sft"])
+def test_next_token_losses_are_transformers_own(name: str) -> None:
+    """The mean over learned tokens that transformers computes from labels, where every weight is 0 or 1."""
+    objective = objective_of(name, {})
+    policy = policy_of(objective)
+    rows = [row for row in tiny.forest_rows() if not row.branches]
+    rows = [tiny.binary(row) for row in rows]
+    batch = plant(rows)
+    loss, _ = objective.loss(policy, batch)
+    longest = max(len(row) for row in rows)
+    tokens, labels = (torch.full((len(rows), longest), filler) for filler in (0, -100))
+    for number, row in enumerate(rows):
+        tokens[number, : len(row)] = torch.from_numpy(row.trunk.tokens)
+        learned = torch.from_numpy(row.trunk.weights) > 0
+        labels[number, : len(row)][learned] = tokens[number, : len(row)][learned]
+    mask = (torch.arange(longest) < torch.tensor([[len(row)] for row in rows])).long()
+    policy.model.set_attn_implementation("eager")
+    with torch.no_grad():
+        theirs = policy.model(input_ids=tokens, attention_mask=mask, labels=labels).loss
+    assert float(loss) / objective.count(batch) == pytest.approx(float(theirs), rel=1e-5)
