@@ -96,24 +96,19 @@ HEADERS: dict[str, Break] = {
     "no JSON": lambda folder: raw(folder, b"\x80\x04garbage"),
     "deep JSON": lambda folder: raw(folder, b'{"a":' * 100_000 + b"1" + b"}" * 100_000),
     "metadata that is a list": lambda folder: raw(folder, {"__metadata__": [1], "a": entry(0, 64)}),
-    "a folder": lambda folder: (
-        ((folder / "model.safetensors").unlink(), (folder / "model.safetensors").mkdir()) and None
-    ),
-    "a pipe": lambda folder: (
-        ((folder / "model.safetensors").unlink(), os.mkfifo(folder / "model.safetensors")) and None
-    ),
+    "a folder": lambda folder: (((folder / "model.safetensors").unlink(), (folder / "model.safetensors").mkdir())),
+    "a pipe": lambda folder: (((folder / "model.safetensors").unlink(), os.mkfifo(folder / "model.safetensors"))),
     "a link to nowhere": lambda folder: (
         (
             (folder / "model.safetensors").unlink(),
             (folder / "model.safetensors").symlink_to("/nowhere/at/all"),
         )
-        and None
     ),
     "cut short": lambda folder: os.truncate(
         folder / "model.safetensors", (folder / "model.safetensors").stat().st_size - 1
     ),
-    "one byte more": lambda folder: (
-        (folder / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes() + b"\0") and None
+    "one byte more": lambda folder: (folder / "model.safetensors").write_bytes(
+        (folder / "model.safetensors").read_bytes() + b"\0"
     ),
 }
 
@@ -353,7 +348,6 @@ TOKENIZERS: dict[str, Break] = {
             (folder / "chat_template.jinja").unlink(missing_ok=True),
             tokenizer(folder, chat_template=[{"x": 1}]),
         )
-        and None
     ),
     "a template that is no Jinja": lambda folder: (folder / "chat_template.jinja").write_text("{% for %}"),
     "a template that is no text": lambda folder: (folder / "chat_template.jinja").write_bytes(b"\xff\xfe{{"),
@@ -436,7 +430,6 @@ ADAPTERS: dict[str, Break] = {
             (folder / "adapter_model.safetensors").unlink(),
             trap(folder / "adapter_model.bin", folder.parent / "canary"),
         )
-        and None
     ),
     "weights cut short": lambda folder: os.truncate(folder / "adapter_model.safetensors", 1000),
     "no weights": lambda folder: (folder / "adapter_model.safetensors").unlink(),

@@ -139,7 +139,8 @@ def fingerprint(found: Found) -> str:
     """SHA-256 over the names and contents of what makes the model: weights and configuration, an adapter's too."""
     digest = hashlib.sha256()
     for folder in (found.base, found.adapter):
-        for file in sorted(folder.glob("*.safetensors")) + sorted(folder.glob("*config.json")) if folder else ():
+        names = ("*.safetensors", "config.json", "adapter_config.json")
+        for file in sorted(file for name in names for file in folder.glob(name)) if folder else ():
             digest.update(file.name.encode())
             with file.open("rb") as stream:
                 digest.update(hashlib.file_digest(stream, "sha256").digest())

@@ -25,6 +25,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -32,9 +33,12 @@ from torch.optim import Optimizer
 from tunesmith.core.problem import Problem
 from tunesmith.core.rundir import sync_folder
 from tunesmith.methods import trainable
+from tunesmith.train.disk import FULL, code_of, full
 
 FORMAT = 1
 MANIFEST = "manifest.json"
+DIGEST = "sha256"
+STAGING = ".staging"
 WEIGHTS, OPTIMIZER, RANDOM, STATE = "weights.safetensors", "optimizer.safetensors", "random.safetensors", "state.json"
 
 
@@ -60,19 +64,22 @@ def save(
     Raises:
         Problem: the disk is full; older checkpoints are untouched.
     """
-    staging = folder.with_name(f".{folder.name}.staging")
-    shutil.rmtree(staging, ignore_errors=True)
+    for left in folder.parent.glob(f".*{STAGING}"):
+        shutil.rmtree(left)
+    staging = folder.with_name(f".{folder.name}{STAGING}")
     try:
         _check_space(folder.parent, model, optimizer)
         staging.mkdir(parents=True)
         _write_parts(staging, model, optimizer, state)
         _write_manifest(staging, state, facts)
         _publish(staging, folder)
-    except OSError as error:
-        shutil.rmtree(staging, ignore_errors=True)
-        if error.errno != errno.ENOSPC:
+    except (OSError, SafetensorError) as error:
+        if code_of(error) not in FULL:
             raise
-        raise _disk_full(folder) from error
+        shutil.rmtree(staging, ignore_errors=True)
+        raise full(folder, bytes_needed(model, optimizer)) from error
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
     return Checkpoint(folder, json.loads((folder / MANIFEST).read_text()))
 
 
@@ -84,8 +91,9 @@ def read(folder: Path) -> Checkpoint:
     """
     try:
         manifest = json.loads((folder / MANIFEST).read_text())
-        files = manifest["files"]
-        for name, facts in files.items():
+        if manifest.pop(DIGEST, None) != _digest(manifest):
+            raise ValueError(f"{MANIFEST} is not what was written")
+        for name, facts in manifest["files"].items():
             file = folder / name
             if file.stat().st_size != facts["size"] or _hash(file) != facts["sha256"]:
                 raise ValueError(f"{name} is not what was written")
@@ -101,7 +109,7 @@ def read(folder: Path) -> Checkpoint:
 def newest(folder: Path, kind: str = "step") -> tuple[Checkpoint | None, list[Problem]]:
     """The newest whole checkpoint of a run (kind `step` or `best`), and what is wrong with newer ones."""
     broken: list[Problem] = []
-    for path in sorted(folder.glob(f"{kind}-*"), reverse=True):
+    for path in reversed(_listed(folder, kind)):
         try:
             return read(path), broken
         except Problem as problem:
@@ -115,22 +123,34 @@ def restore(checkpoint: Checkpoint, model: nn.Module, optimizer: Optimizer | Non
     Raises:
         Problem: it belongs to another model, method or optimizer.
     """
-    _load_weights(checkpoint.path, model)
-    state = json.loads((checkpoint.path / STATE).read_text())
-    if optimizer is not None:
-        _load_optimizer(checkpoint.path, optimizer, state["optimizer"])
-        _load_random(checkpoint.path)
-    return state["loop"]
+    try:
+        _load_weights(checkpoint.path, model)
+        state = json.loads((checkpoint.path / STATE).read_text())
+        if optimizer is not None:
+            _load_optimizer(checkpoint.path, optimizer, state["optimizer"])
+            _load_random(checkpoint.path)
+        return state["loop"]
+    except (SafetensorError, OSError, KeyError, ValueError, TypeError) as error:
+        raise Problem(str(checkpoint.path), f"holds what no checkpoint of this run holds ({error!r})") from error
 
 
-def prune(folder: Path, keep: int, kind: str = "step") -> None:
-    """Remove all but the newest `keep` checkpoints of a kind, behind a newest one that is whole."""
-    paths = sorted(folder.glob(f"{kind}-*"))
-    if not paths or keep >= len(paths):
-        return
-    read(paths[-1])
-    for path in paths[:-keep]:
+def prune(saved: Path, keep: int) -> None:
+    """Remove all but `keep` checkpoints of the kind of the one that was just saved, once that is found whole.
+
+    Those of later steps go too: they are of a past that was gone back on, or broken.
+    """
+    paths = _listed(saved.parent, saved.name.partition("-")[0])
+    if len(paths) > 1:
+        read(saved)
+    earlier = [path for path in paths if path < saved]
+    later = [path for path in paths if path > saved]
+    for path in earlier[: max(0, len(earlier) - keep + 1)] + later:
         shutil.rmtree(path)
+
+
+def _listed(folder: Path, kind: str) -> list[Path]:
+    """The checkpoints of a kind by their steps; folders with other names are not ours."""
+    return sorted(folder.glob(f"{kind}-{'[0-9]' * 8}"))
 
 
 def bytes_needed(model: nn.Module, optimizer: Optimizer | None) -> int:
@@ -143,15 +163,6 @@ def _check_space(folder: Path, model: nn.Module, optimizer: Optimizer | None) ->
     folder.mkdir(parents=True, exist_ok=True)
     if shutil.disk_usage(folder).free < bytes_needed(model, optimizer):
         raise OSError(errno.ENOSPC, "not enough space")
-
-
-def _disk_full(folder: Path) -> Problem:
-    free = shutil.disk_usage(folder.parent).free
-    return Problem(
-        str(folder),
-        f"the disk is full ({free / 1e6:,.0f} MB free), so this checkpoint was not written; older ones are whole",
-        "Free some space, then go on with: tunesmith resume",
-    )
 
 
 def _write_parts(folder: Path, model: nn.Module, optimizer: Optimizer | None, state: Mapping[str, Any]) -> None:
@@ -171,7 +182,7 @@ def _write_manifest(folder: Path, state: Mapping[str, Any], facts: Mapping[str, 
         _sync_file(file)
         files[file.name] = {"size": file.stat().st_size, "sha256": _hash(file)}
     manifest = {"format": FORMAT, "step": state["step"], "tokens": state["tokens"], "files": files, **facts}
-    (folder / MANIFEST).write_text(json.dumps(manifest, indent=1))
+    (folder / MANIFEST).write_text(json.dumps({**manifest, DIGEST: _digest(manifest)}, indent=1))
     _sync_file(folder / MANIFEST)
     sync_folder(folder)
 
@@ -193,7 +204,7 @@ def _split_optimizer(optimizer: Optimizer) -> tuple[dict[str, Tensor], dict[str,
                 tensors[f"{index}.{name}"] = value.detach().cpu().contiguous()
             else:
                 numbers[f"{index}.{name}"] = value
-    return tensors, {"state": numbers, "groups": whole["param_groups"]}
+    return tensors, {"kind": type(optimizer).__name__, "state": numbers, "groups": whole["param_groups"]}
 
 
 def _load_weights(folder: Path, model: nn.Module) -> None:
@@ -207,6 +218,8 @@ def _load_weights(folder: Path, model: nn.Module) -> None:
 
 
 def _load_optimizer(folder: Path, optimizer: Optimizer, numbers: Mapping[str, Any]) -> None:
+    if numbers["kind"] != type(optimizer).__name__:
+        raise Problem(str(folder), f"holds the state of {numbers['kind']}, and this run has {type(optimizer).__name__}")
     state: dict[int, dict[str, Any]] = {}
     values: dict[str, Any] = {**load_file(folder / OPTIMIZER), **numbers["state"]}
     for key, value in values.items():
@@ -247,6 +260,10 @@ def _load_random(folder: Path) -> None:
     version, *words = states["python"].tolist()
     gauss = states["python.gauss"].tolist()
     random.setstate((version, tuple(words), gauss[0] if gauss else None))
+
+
+def _digest(manifest: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
 
 
 def _hash(file: Path) -> str:

@@ -28,6 +28,7 @@ from tunesmith.methods import trainable
 from tunesmith.models.device import choose
 from tunesmith.models.load import quietly, save_tokenizer
 from tunesmith.train import checkpoint
+from tunesmith.train.disk import gone, in_words
 from tunesmith.train.listeners import Listener
 from tunesmith.train.loop import Loop, Parts, State
 from tunesmith.train.record import check_unchanged, read_record, versions, write_record
@@ -64,8 +65,9 @@ def train(run: Run, *, name: str = "run", base: Path = Path(), hear: Hear = lamb
     world = _world(run)
     inputs = _gathered(run, base, early, world)
     folder = RunDir(Path(world.agree(lambda: str(_new_folder(inputs.run, name).path))))
-    with _locked(folder, world), wish_to_stop() as wish:
+    with in_words(folder.path), _locked(folder, world), wish_to_stop() as wish:
         if world.main:
+            _check_new(folder)
             _begin(inputs, folder, base, waiting)
         return _run(inputs, folder, hear, wish, world, resumed=False)
 
@@ -88,9 +90,12 @@ def resume(folder: Path, *, accept: tuple[str, ...] = (), hear: Hear = lambda ev
         )
     run = read_run(where.run_file)
     world = _world(run)
-    with _locked(where, world), wish_to_stop() as wish:
+    with in_words(folder), _locked(where, world), wish_to_stop() as wish:
         inputs = _gathered(run, Path(record.get("base", ".")), hear, world)
-        check_unchanged(record["fingerprints"], inputs.fingerprints(), accept, str(folder))
+        now = inputs.fingerprints()
+        check_unchanged(record.get("fingerprints", {}), now, accept, str(folder))
+        if accept and world.main:
+            write_record(where, {"fingerprints": now})
         return _run(inputs, where, hear, wish, world, resumed=True)
 
 
@@ -106,12 +111,15 @@ def _gathered(run: Run, base: Path, hear: Hear, world: World) -> Inputs:
 
 
 def _begin(inputs: Inputs, folder: RunDir, base: Path, waiting: list[Event]) -> None:
-    """Write down what the run is before it starts, and what was told while it was gathered."""
-    write_atomic(folder.run_file, yaml.safe_dump(inputs.run.plain(), sort_keys=False, allow_unicode=True).encode())
+    """Write down what the run is before it starts, and what was told while it was gathered.
+
+    The run file comes last: it makes the folder a run, which can then be resumed whatever happens.
+    """
     _keep_report(inputs, folder)
     write_record(folder, {**_facts(inputs), "base": str(base.resolve()), "started": time.time()})
     for event in waiting:
         _log(folder, event)
+    write_atomic(folder.run_file, yaml.safe_dump(inputs.run.plain(), sort_keys=False, allow_unicode=True).encode())
 
 
 def _run(inputs: Inputs, folder: RunDir, hear: Hear, wish: Wish, world: World, *, resumed: bool) -> Result:
@@ -153,13 +161,17 @@ class _Saver:
         self.folder = folder
         self.world = world
         self.tell = tell
+        self.saved = -1
         self.facts = {"versions": versions(), "fingerprints": inputs.fingerprints(), "world": world.size}
 
     def checkpoint(self, state: State) -> None:
-        """Write a checkpoint of everything, then prune older ones."""
+        """Write a checkpoint of everything, then prune older ones; one of this very step is left as it is."""
+        if self.saved == state.step:
+            return
         self._check_finite()
         path = self.folder.checkpoints / f"step-{state.step:08d}"
         self._on_main(lambda: self._write(path, state, whole=True))
+        self.saved = state.step
         self.tell(Event("checkpoint", state.step, {"path": str(path)}))
 
     def best(self, state: State) -> None:
@@ -187,6 +199,7 @@ class _Saver:
             self._note("no checkpoint was written yet, so the run starts from its beginning")
             return State()
         state = State.of(checkpoint.restore(found, self.ready.trained, self.ready.optimizer))
+        self.saved = state.step
         self.tell.rewind(state.step)
         self._note(f"going on from step {state.step} ({found.path.name})")
         return state
@@ -194,18 +207,23 @@ class _Saver:
     def finish(self, state: State) -> None:
         """Put the best weights back if they are wanted, and publish the model."""
         if self.inputs.run.train.keep == "best" and 0 <= state.best_step < state.step:
-            found, _ = checkpoint.newest(self.folder.checkpoints, "best")
-            if found is not None:
-                checkpoint.restore(found, self.ready.trained, None)
-                self._note(f"kept the weights of step {found.step}, where the validation loss was lowest")
+            self._put_best_back(self.folder.checkpoints / f"best-{state.best_step:08d}")
         self._check_finite()
         self._on_main(self._publish)
+
+    def _put_best_back(self, path: Path) -> None:
+        try:
+            checkpoint.restore(checkpoint.read(path), self.ready.trained, None)
+        except Problem as problem:
+            self._note(f"the last weights are kept, since the best ones are lost: {problem}")
+        else:
+            self._note(f"kept the weights of step {int(path.name[5:])}, where the validation loss was lowest")
 
     def _write(self, path: Path, state: State, *, whole: bool) -> None:
         optimizer = self.ready.optimizer if whole else None
         checkpoint.save(path, self.ready.trained, optimizer, state.plain(), self.facts)
         keep = self.inputs.run.train.keep_checkpoints if whole else 1
-        checkpoint.prune(self.folder.checkpoints, keep, path.name.partition("-")[0])
+        checkpoint.prune(path, keep)
 
     def _publish(self) -> None:
         staging = self.folder.path / ".model.staging"
@@ -228,6 +246,8 @@ class _Saver:
 
     def _on_main(self, act: Callable[[], None]) -> None:
         if self.world.main:
+            if not self.folder.is_run():
+                raise gone(self.folder.path)
             act()
         self.world.wait()
 
@@ -270,14 +290,25 @@ def _start_figures(inputs: Inputs, ready: Ready) -> dict[str, Any]:
 def _new_folder(run: Run, name: str) -> RunDir:
     stamp = time.strftime("%Y%m%d-%H%M%S")
     folder = RunDir(Path(run.output) if run.output else Path("runs") / f"{name}-{stamp}")
+    _check_new(folder)
+    with in_words(folder.path):
+        folder.path.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def _check_new(folder: RunDir) -> None:
+    """Refuse a folder whose content the run would overwrite."""
     if folder.is_run():
         raise Problem(
             str(folder.path),
             "holds a run already, and it is not overwritten",
             f"Go on with it (tunesmith resume {folder.path}), or choose another output",
         )
-    folder.path.mkdir(parents=True, exist_ok=True)
-    return folder
+    taken = [path.name for path in (folder.model, folder.checkpoints) if path.exists()]
+    if taken:
+        raise Problem(
+            str(folder.path), f"holds {' and '.join(taken)}, which the run would replace", "Choose another output"
+        )
 
 
 @contextlib.contextmanager
