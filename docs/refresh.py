@@ -50,7 +50,7 @@ HEADS = {
 }
 REQUIRED = {"en": "required", "zh": "必填"}
 PARTS = {"en": ("part", "what it holds"), "zh": ("部分", "内容")}
-YIELDS = {"en": "Becomes", "zh": "读成"}
+YIELDS = {"en": " Becomes `{}`.", "zh": "读成 `{}`。"}
 
 
 def pages() -> list[Path]:
@@ -97,10 +97,20 @@ def _program() -> Any:
 
 
 def options_of(section: str, tongue: str) -> str:
-    """The options of a section of the run file."""
+    """The options of a section of the run file; without a name, its top level."""
     manual = Manual.shipped()
-    listed = manual.sections[section] if section else tuple(manual.fields.values())
-    return table(listed, section or "run", tongue)
+    return table(manual.sections[section], section, tongue) if section else _top_level(manual, tongue)
+
+
+def _top_level(manual: Manual, tongue: str) -> str:
+    """The names at the top of a run file; what may stand under them has tables of its own."""
+    name, _, default, said = HEADS[tongue]
+    lines = [f"| {name} | {default} | {said} |", "| --- | --- | --- |"]
+    for option in manual.fields.values():
+        text = translations()["options"][f"run.{option.name}"] if tongue == "zh" else option.help
+        usual = f"`{option.default}`" if isinstance(option.default, str) else ""
+        lines.append(f"| `{option.name}` | {REQUIRED[tongue] if option.required else usual} | {text} |")
+    return "\n".join(lines)
 
 
 def family_of(name: str, tongue: str) -> str:
@@ -160,13 +170,19 @@ def formats(_: str, tongue: str) -> str:
     for member in Manual.shipped().families["format"]:
         kind: Any = find("format", member.name)
         summary = words["options"][f"format.{member.name}"] if tongue == "zh" else member.summary
-        rows = "\n".join(line.strip() if line.startswith("    {") or line[:1] == "{" else line for line in _rows(member.doc))
-        parts += [f"### `{member.name}`", "", f"{summary} {YIELDS[tongue]}: `{kind.yields.__name__}`.", ""]
+        rows = "\n".join(_rows(member.doc))
+        parts += [f"### `{member.name}`", "", f"{summary}{YIELDS[tongue].format(kind.yields.__name__)}", ""]
         parts += ["```json", rows, "```", "", "| " + " | ".join(PARTS[tongue]) + " |", "| --- | --- |"]
         for part, said in kind.columns.items():
             parts.append(f"| `{part}` | {words['phrases'][said] if tongue == 'zh' else said} |")
         parts.append("")
     return "\n".join(parts).rstrip()
+
+
+def tags(_: str, tongue: str) -> str:
+    """The names of keys and roles that can be set for turns."""
+    member = next(member for member in Manual.shipped().families["format"] if member.name == "sharegpt")
+    return table(member.options, "tags", tongue)
 
 
 def _rows(doc: str) -> Iterator[str]:
@@ -175,7 +191,7 @@ def _rows(doc: str) -> Iterator[str]:
     for line in doc.splitlines():
         bare = line.strip()
         if depth or bare.startswith("{"):
-            yield bare if not depth else " " * 1 + bare
+            yield f" {bare}" if depth else bare
             depth += bare.count("{") + bare.count("[") - bare.count("}") - bare.count("]")
 
 
@@ -190,6 +206,7 @@ MAKERS: dict[str, Callable[[str, str], str]] = {
     "family": family_of,
     "settings": settings_of,
     "formats": formats,
+    "tags": tags,
 }
 
 
