@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import random
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -118,11 +120,11 @@ def build(inputs: Inputs, world: World | None, tell: Tell) -> Ready:
         Problem: the model cannot be loaded, or an option does not fit it.
     """
     run, method, objective = inputs.run, inputs.method, inputs.objective
-    torch.manual_seed(run.train.seed)
+    _seed(run.train.seed)
     loaded = load(run.model, objective.head, weights=torch.float32 if method.changes_base else None)
     tell(Event("note", values={"text": f"attention: {loaded.verdict.reason}"}))
     world = world or World(loaded.choice.device)
-    torch.manual_seed(run.train.seed)
+    _seed(run.train.seed)
     adapter = loaded.found.adapter
     trained = method.apply(loaded.model) if adapter is None else method.adopt(loaded.model, adapter)
     if run.train.checkpoint_activations == "on":
@@ -136,6 +138,13 @@ def build(inputs: Inputs, world: World | None, tell: Tell) -> Ready:
         inputs.optimizer.build(method.groups(trained, inputs.optimizer.lr)),
         _steps(inputs, policy, world),
     )
+
+
+def _seed(seed: int) -> None:
+    """Seed every generator that a checkpoint holds; nothing of tunesmith draws from Python's or NumPy's."""
+    torch.manual_seed(seed)
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
 
 
 def shape(inputs: Inputs, checkpointing: bool) -> Shape:
