@@ -207,7 +207,9 @@ class TestBest:
                         weight.normal_(std=3.0)
 
         monkeypatch.setattr(Lora, "after_step", spoil)
-        result = tiny.trained(base, tmp_path, validation={"fraction": 0.3}, train={"epochs": 1})
+        settings: dict[str, Any] = {"method": "full", "optimizer": {"adamw": {"lr": 1e-2}}, "train": {"epochs": 8}}
+        good = tiny.trained(base, tmp_path, output="good", **settings)
+        result = tiny.trained(good.folder.path, tmp_path, validation={"fraction": 0.3}, train={"epochs": 1})
         assert result.state.best_step == 0
         ups = [value for name, value in tiny.tensors(result.folder.model).items() if "lora_B" in name]
         assert ups
