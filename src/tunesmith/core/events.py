@@ -9,6 +9,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+from tunesmith.core.problem import Problem
+
 
 @dataclass(frozen=True, slots=True)
 class Event:
@@ -33,8 +35,16 @@ class Listens(Protocol):
 
 
 def read_events(path: Path) -> Iterator[Event]:
-    """The events of a run, in order; a last line cut short by a crash is left out."""
+    """The events of a run, in order; a last line cut short by a crash is left out.
+
+    Raises:
+        Problem: a line is damaged.
+    """
     with path.open("rb") as file:
-        for line in file:
-            if line.endswith(b"\n"):
+        for number, line in enumerate(file, start=1):
+            if not line.endswith(b"\n"):
+                return
+            try:
                 yield Event(**json.loads(line))
+            except (ValueError, TypeError, RecursionError) as error:
+                raise Problem(f"{path}:{number}", f"is no event ({error})", "Take the damaged line out") from error

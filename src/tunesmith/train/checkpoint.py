@@ -93,13 +93,15 @@ def read(folder: Path) -> Checkpoint:
         manifest = json.loads((folder / MANIFEST).read_text())
         if manifest.pop(DIGEST, None) != _digest(manifest):
             raise ValueError(f"{MANIFEST} is not what was written")
+        if not {WEIGHTS, STATE} <= set(manifest["files"]):
+            raise ValueError(f"{MANIFEST} lacks weights or state")
         for name, facts in manifest["files"].items():
             file = folder / name
             if file.stat().st_size != facts["size"] or _hash(file) != facts["sha256"]:
                 raise ValueError(f"{name} is not what was written")
         if manifest["format"] != FORMAT:
             raise ValueError(f"it has format {manifest['format']}, and this version reads {FORMAT}")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise Problem(
             str(folder), f"is no whole checkpoint ({error})", "An older one is used if there is one"
         ) from error
@@ -188,7 +190,9 @@ def _write_manifest(folder: Path, state: Mapping[str, Any], facts: Mapping[str, 
 
 
 def _publish(staging: Path, folder: Path) -> None:
-    if folder.exists():
+    if folder.is_symlink() or folder.is_file():
+        folder.unlink()
+    elif folder.exists():
         shutil.rmtree(folder)
     staging.rename(folder)
     sync_folder(folder.parent)

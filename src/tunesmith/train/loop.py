@@ -85,7 +85,15 @@ class State:
 
     @classmethod
     def of(cls, plain: dict[str, Any]) -> State:
-        return cls(**{**plain, "best": math.inf if plain["best"] is None else plain["best"]})
+        """The state that `plain` gave.
+
+        Raises:
+            Problem: it is of another loop.
+        """
+        try:
+            return cls(**{**plain, "best": math.inf if plain["best"] is None else plain["best"]})
+        except (KeyError, TypeError) as error:
+            raise Problem("checkpoint", f"its numbers are not those of this loop ({error!r})") from error
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from tunesmith.core.events import Event, read_events
 from tunesmith.core.rundir import RunDir, write_atomic
@@ -18,6 +19,8 @@ class Teller:
         self.folder = folder
         self.hear = hear
         self.main = main
+        if main:
+            _cut_unfinished(folder.events)
         self.file = folder.events.open("a", encoding="utf-8") if main else None
         self.listening: list[tuple[str, Hears]] = []
         for listener in listeners if main else ():
@@ -62,3 +65,12 @@ class Teller:
         except Exception as error:  # a tracker's fault, of whatever kind, must not cost a night of training
             self.listening = [(other, hears) for other, hears in self.listening if other != name]
             self.note(f"the listener {name} failed and is left out from here: {type(error).__name__}: {error}")
+
+
+def _cut_unfinished(events: Path) -> None:
+    """Take off a last line that a crash or a full disk cut short, so that the next event does not join it."""
+    if not events.is_file():
+        return
+    with events.open("rb+") as file:
+        content = file.read()
+        file.truncate(content.rfind(b"\n") + 1)
