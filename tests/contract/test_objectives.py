@@ -78,7 +78,7 @@ class TestObjective:
         with torch.no_grad():
             found = [objective.loss(policy, objective.prepare(policy, part)) for part in parts]
             loss, figures = objective.loss(policy, objective.prepare(policy, whole))
-        assert float(loss) == pytest.approx(sum(float(part) for part, _ in found), rel=1e-5)
+        assert loss.item() == pytest.approx(sum(float(part) for part, _ in found), rel=1e-5)
         assert objective.count(whole) == sum(objective.count(part) for part in parts)
         for figure, value in figures.items():
             assert float(value) == pytest.approx(sum(float(told[figure]) for _, told in found), rel=1e-4, abs=1e-5)
@@ -153,7 +153,7 @@ class TestDpo:
         policy = Policy(model, forest=False, trained=trained, off=lambda: method.off(trained))
         batch = objective.prepare(policy, tiny.pairs(5))
         loss, figures = objective.loss(policy, batch)
-        assert float(loss) / objective.count(batch) == pytest.approx(math.log(2), abs=1e-6)
+        assert loss.item() / objective.count(batch) == pytest.approx(math.log(2), abs=1e-6)
         assert float(figures["chosen"]) == pytest.approx(0, abs=1e-4)
 
     def test_is_its_formula(self) -> None:
@@ -170,7 +170,7 @@ class TestDpo:
             lead = 0.3 * ((own[0] - reference[0]) - (own[1] - reference[1]))
             expected += 0.9 * math.log1p(math.exp(-lead)) + 0.1 * math.log1p(math.exp(lead))
             accuracy += lead > 0
-        assert float(loss) == pytest.approx(expected, rel=1e-4)
+        assert loss.item() == pytest.approx(expected, rel=1e-4)
         assert float(figures["accuracy"]) == accuracy
 
 
@@ -192,7 +192,7 @@ class TestReward:
         nn.init.zeros_(model.score.weight)
         batch = tiny.pairs(5)
         loss, _ = objective.loss(Policy(model, forest=False), batch)
-        assert float(loss) / objective.count(batch) == pytest.approx(math.log(2), abs=1e-6)
+        assert loss.item() / objective.count(batch) == pytest.approx(math.log(2), abs=1e-6)
 
     def test_is_its_formula(self) -> None:
         objective = objective_of("reward", {"margin": 0.25, "center": 0.1})
@@ -205,7 +205,7 @@ class TestReward:
             chosen, rejected = (own_score(policy, row, number) for number in range(2))
             expected += math.log1p(math.exp(-(chosen - rejected - 0.25))) + 0.1 * (chosen + rejected) ** 2
             lead += chosen - rejected
-        assert float(loss) == pytest.approx(expected, rel=1e-4)
+        assert loss.item() == pytest.approx(expected, rel=1e-4)
         assert float(figures["lead"]) == pytest.approx(lead, rel=1e-4)
 
 
@@ -235,4 +235,4 @@ def test_next_token_losses_are_transformers_own(name: str) -> None:
     policy.model.set_attn_implementation("eager")
     with torch.no_grad():
         theirs = policy.model(input_ids=tokens, attention_mask=mask, labels=labels).loss
-    assert float(loss) / objective.count(batch) == pytest.approx(float(theirs), rel=1e-5)
+    assert loss.item() / objective.count(batch) == pytest.approx(float(theirs), rel=1e-5)

@@ -16,7 +16,7 @@ from tunesmith.core.problem import Problem
 class Event:
     """One thing that happened: its kind, the step it belongs to, its figures.
 
-    kinds: `start`, `step`, `validate`, `checkpoint`, `note`, `end`.
+    kinds: `reading`, `data`, `start`, `step`, `validate`, `checkpoint`, `nonfinite`, `note`, `end`.
     """
 
     kind: str
