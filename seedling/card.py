@@ -1,9 +1,9 @@
 """The model card: what went into the seedling and how it was trained, every figure counted or read from a file.
 
-sources.json, build/corpus.jsonl, the weights' header, a run folder ─▶ builtin/seedling/README.md
+sources.json, build/corpus.jsonl, the weights' header, run folders ─▶ builtin/seedling/README.md
 
-python -m seedling.card                  # before training
-python -m seedling.card runs/seedling    # with the course of that run
+python -m seedling.card                                       # before training
+python -m seedling.card runs/seedling runs/seedling-chat      # with the course of these runs
 """
 
 from __future__ import annotations
@@ -30,16 +30,16 @@ LANGUAGES = {"en": "English", "zh": "Chinese"}
 _PAGE = """\
 ---
 language: [en, zh]
-license: apache-2.0
+license: cc-by-sa-4.0
 library_name: transformers
 pipeline_tag: text-generation
 ---
 
 # seedling
 
-The small base model that ships with tunesmith as `builtin:seedling`. It continues English and Chinese text; it knows
-next to nothing and answers no questions before it is fine-tuned. It is there so that every part of tunesmith can be
-tried on any machine in minutes, without a download.
+The small base model that ships with tunesmith as `builtin:seedling`. It continues English and Chinese text and knows
+the turns of a chat; it knows next to nothing else, and its answers are not to be relied on. It is there so that every
+part of tunesmith can be tried on any machine in minutes, without a download.
 
 {shape}
 
@@ -54,14 +54,16 @@ template is ChatML with tools. `<|endoftext|>` ends a document, `<|im_end|>` a t
 
 {rows:,} documents, {tokens:,} tokens; one in a hundred documents, chosen by a hash of its content, was held out and is
 not counted here. Texts keep their licences; where a licence asks for attribution or share-alike, this table is the
-notice.
+notice. Because some of them are share-alike, the weights are under CC BY-SA 4.0.
 
 {sources}
 
 ## How it was trained
 
-With tunesmith's own `pretrain` objective and method `full`, from random weights; `seedling/` in the source tree holds
-every step.
+With tunesmith itself, all weights learning: the objective `pretrain` from random weights, then a short stage of `sft`
+on chats of the sources instructions, gsm8k, dialogues and xiehouyu. `seedling/` in the source tree holds every step.
+The first run was stopped and resumed twice. At step 496 it was shortened from 1,472 to 1,050 steps, and from there to
+step 546 its learning rate was about a fifth below the schedule, by a fault of resuming that has since been mended.
 
 {training}
 """
@@ -79,8 +81,8 @@ class Count:
         return self.fact["language"]
 
 
-def card(run: Path | None) -> str:
-    """The text of the model card; `run` is the folder of the training run, if there was one."""
+def card(runs: list[Path]) -> str:
+    """The text of the model card; `runs` are the folders of the training runs, in their order."""
     counts = count_sources()
     return _PAGE.format(
         shape=_shape(FOLDER if (FOLDER / "config.json").is_file() else BUILD / "seed"),
@@ -89,7 +91,7 @@ def card(run: Path | None) -> str:
         rows=sum(count.fact["rows"] for count in counts),
         tokens=sum(count.tokens for count in counts),
         sources=_sources(counts),
-        training=_training(run) if run else "This folder holds no weights yet.",
+        training="\n\n".join(map(_training, runs)) or "This folder holds no weights yet.",
     )
 
 
@@ -152,17 +154,26 @@ def _sources(counts: list[Count]) -> str:
 
 
 def _training(run: Path) -> str:
-    """The run file and every validation of a run."""
+    """What a run did: its size, every validation, what was noted when it went on after a stop, its run file."""
     folder = open_run(run)
-    measured = [event for event in read_events(folder.events) if event.kind == "validate"]
+    record = json.loads(folder.record.read_text(encoding="utf-8"))
+    events = list(read_events(folder.events))
+    measured = [event for event in events if event.kind == "validate"]
     names = list(dict.fromkeys(name for event in measured for name in event.values))
     rows = [(event.step, *(event.values.get(name, "") for name in names)) for event in measured]
-    course = table(("step", *names), rows)
-    return f"{course}\n\n```yaml\n{folder.run_file.read_text(encoding='utf-8').strip()}\n```"
+    stops = [event.values["text"] for event in events if event.kind == "note" and "going on" in event.values["text"]]
+    parts = [
+        f"### {record['objective']}",
+        f"{record['state']['step']:,} steps, {record['state']['tokens']:,} tokens.",
+        *(f"* {stop}" for stop in stops),
+        table(("step", *names), rows),
+        f"```yaml\n{folder.run_file.read_text(encoding='utf-8').strip()}\n```",
+    ]
+    return "\n\n".join(parts)
 
 
 def main(arguments: list[str]) -> None:
-    text = card(Path(arguments[0]) if arguments else None)
+    text = card([Path(argument) for argument in arguments])
     write_atomic(FOLDER / "README.md", text.encode())
 
 
