@@ -3,6 +3,7 @@
     python docs/refresh.py            help, formats and options, from the code (seconds)
     python docs/refresh.py --check    change nothing; exit 1 if something of this is out of date
     python docs/refresh.py --runs     the demo and the tutorial too, run for real (minutes)
+    python docs/refresh.py --results  the results page, from runs/NAME that `tunesmith train docs/runs/NAME.yaml` made
 
 A page says where things go, in comments that readers do not see:
 
@@ -10,6 +11,7 @@ A page says where things go, in comments that readers do not see:
     <!-- run: tunesmith data check rows.jsonl --> … <!-- /run -->  a command and what it printed
     <!-- file: rows.jsonl -->                                     the next code block is this file
     <!-- demo output --> … <!-- /demo output -->                 what `tunesmith demo` printed
+    <!-- result: NAME --> … <!-- /result -->                      curve and evaluation of runs/NAME
 
 `run` may have notes: `run, status 1: …` where the command is meant to fail, `run, Ctrl-C after step 20: …`.
 """
@@ -19,6 +21,7 @@ from __future__ import annotations
 import argparse
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -34,15 +37,20 @@ sys.path.insert(0, str(ROOT / "src"))
 
 import yaml  # noqa: E402
 
+from tunesmith import builtin  # noqa: E402
 from tunesmith.cli.manual import Manual, Option  # noqa: E402
+from tunesmith.core.events import read_events  # noqa: E402
 from tunesmith.core.plugins import find  # noqa: E402
 
 WIDTH = 100
+RUN_WIDTH = 120
 GENERATED = re.compile(r"(<!-- generated: (.+?) -->\n).*?(<!-- /generated -->)", re.DOTALL)
 RUN = re.compile(r"(<!-- run((?:, [^:]+?)?): (.+?) -->\n).*?(<!-- /run -->)", re.DOTALL)
 FILE = re.compile(r"<!-- file: (.+?) -->\n```\w*\n(.*?)```", re.DOTALL)
+RESULT = re.compile(r"(<!-- result: (.+?) -->\n).*?(<!-- /result -->)", re.DOTALL)
 DEMO = re.compile(r"(<!-- demo output -->\n).*?(<!-- /demo output -->)", re.DOTALL)
 TUTORIALS = (DOCS / "en" / "tutorial.md", DOCS / "zh" / "tutorial.md")
+RESULTS = (DOCS / "results.md", DOCS / "results.zh.md")
 READMES = (ROOT / "README.md", ROOT / "README.zh.md")
 HEADS = {
     "en": ("option", "what it may be", "default", "help"),
@@ -195,12 +203,18 @@ def _rows(doc: str) -> Iterator[str]:
             depth += bare.count("{") + bare.count("[") - bare.count("}") - bare.count("]")
 
 
+def file_of(path: str, tongue: str) -> str:
+    """A file of the repository, whole."""
+    return f"```{Path(path).suffix[1:]}\n{(ROOT / path).read_text('utf-8').rstrip()}\n```"
+
+
 def translations() -> dict[str, Any]:
     """The Chinese help: `options` by their place, `phrases` by their English text."""
     return yaml.safe_load((DOCS / "zh" / "options.yaml").read_text("utf-8"))
 
 
 MAKERS: dict[str, Callable[[str, str], str]] = {
+    "file": file_of,
     "help": help_of,
     "options": options_of,
     "family": family_of,
@@ -253,7 +267,7 @@ class Session:
             "PATH": f"{programs}{os.pathsep}{os.environ.get('PATH', '')}",
             "PYTHONPATH": os.pathsep.join(filter(None, (str(ROOT / "src"), os.environ.get("PYTHONPATH")))),
             "TUNESMITH_CACHE": str(folder / "cache"),
-            "COLUMNS": str(WIDTH),
+            "COLUMNS": str(RUN_WIDTH),
         }
 
     def do(self, step: Step) -> str:
@@ -270,6 +284,8 @@ class Session:
         print(told, end="", flush=True)
         if status != step.status:
             raise SystemExit(f"{step.command}: exit status {status}, and the page says {step.status}")
+        if foreign := [line for line in told.splitlines() if sys.prefix in line or "Warning: " in line]:
+            raise SystemExit(f"{step.command}: a reader should not see this: {foreign[0]}")
         return told
 
     def _run(self, step: Step) -> tuple[str, int]:
@@ -313,6 +329,19 @@ def shorter(lines: list[str], most: int = 5) -> list[str]:
     return out[:-1]
 
 
+def fewer_rows(lines: list[str], most: int = 3) -> list[str]:
+    """Lines with the rows of long boxed tables left out behind the first few; `…` stands for them."""
+    out: list[str] = []
+    rules = 0
+    for line in lines:
+        rules = rules + 1 if line.startswith("├") else 0 if line.startswith(("╭", "╰")) else rules
+        if rules <= most:
+            out.append(line)
+        elif line.startswith("├") and rules == most + 1:
+            out.append("  …")
+    return out
+
+
 def run_tutorial() -> None:
     """Run the commands of the tutorial once, and put what they print into both languages."""
     texts = [page.read_text("utf-8") for page in TUTORIALS]
@@ -320,6 +349,7 @@ def run_tutorial() -> None:
         raise SystemExit("the two tutorials do not hold the same files and commands")
     with tempfile.TemporaryDirectory(prefix="tunesmith-docs-") as folder:
         session = Session(Path(folder))
+        shutil.copytree(builtin.example("reviews").parent, session.folder / "examples")
         told = [(step.command, session.do(step)) for step in steps(texts[0])]
     blocks = [shown(command, text) for command, text in told if command]
     for page, text in zip(TUTORIALS, texts, strict=True):
@@ -331,11 +361,36 @@ def run_demo() -> None:
     """Run the demo once, and put what it prints into both READMEs."""
     with tempfile.TemporaryDirectory(prefix="tunesmith-docs-") as folder:
         told = Session(Path(folder)).do(Step("tunesmith demo --output runs/demo"))
-    lines = shorter([line.rstrip() for line in told.strip("\n").splitlines()])
+    lines = fewer_rows(shorter([line.rstrip() for line in told.strip("\n").splitlines()]))
     text = "\n".join(["```text", *lines, "```"])
     for page in READMES:
         content = DEMO.sub(lambda found: f"{found[1]}{text}\n{found[2]}", page.read_text("utf-8"))
         page.write_text(content, "utf-8")
+
+
+def take_results() -> None:
+    """Put the curve and the evaluation of each real run into both results pages, where the run is there."""
+    names = [found[2] for found in RESULT.finditer(RESULTS[0].read_text("utf-8"))]
+    made = {name: result(name) for name in names if (ROOT / "runs" / name / "events.jsonl").is_file()}
+    for page in RESULTS:
+        old = page.read_text("utf-8")
+        new = RESULT.sub(lambda found: f"{found[1]}{made[found[2]]}\n{found[3]}" if found[2] in made else found[0], old)
+        page.write_text(new, "utf-8")
+
+
+def result(name: str) -> str:
+    """What a run came to: its plot, its validation losses, and what `evaluate` says now."""
+    run = ROOT / "runs" / name
+    (DOCS / "images").mkdir(exist_ok=True)
+    shutil.copyfile(run / "plots" / "loss.png", DOCS / "images" / f"{name}.png")
+    measured = [event for event in read_events(run / "events.jsonl") if event.kind == "validate"]
+    rows = [f"| {event.step:,} | {event.values['loss']:.3f} |" for event in measured]
+    with tempfile.TemporaryDirectory(prefix="tunesmith-docs-") as folder:
+        session = Session(Path(folder))
+        session.folder = ROOT
+        told = session.do(Step(f"tunesmith evaluate runs/{name}"))
+    curve = "\n".join(["| step | loss |", "| ---: | ---: |", *rows])
+    return f"![{name}](images/{name}.png)\n\n{curve}\n\n{shown(f'tunesmith evaluate runs/{name}', told)}"
 
 
 def outdated() -> Iterator[tuple[Path, str]]:
@@ -352,6 +407,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Bring what is generated in the docs up to date.")
     parser.add_argument("--check", action="store_true", help="change nothing; exit 1 if something is out of date")
     parser.add_argument("--runs", action="store_true", help="run the demo and the tutorial too, for minutes")
+    parser.add_argument("--results", action="store_true", help="fill the results page from runs/NAME")
     asked = parser.parse_args()
     stale = list(outdated())
     for page, new in stale:
@@ -361,6 +417,8 @@ def main() -> int:
     if asked.runs and not asked.check:
         run_tutorial()
         run_demo()
+    if asked.results and not asked.check:
+        take_results()
     return int(bool(stale) and asked.check)
 
 

@@ -187,6 +187,17 @@ def test_long_stretches_of_progress_are_shortened() -> None:
     ]
 
 
+def test_long_tables_are_shortened() -> None:
+    table = ["╭─╮", "│ question │", *(line for n in range(5) for line in ("├─┤", f"│ {n} │")), "╰─╯", "end"]
+    kept = ["╭─╮", "│ question │", *(line for n in range(3) for line in ("├─┤", f"│ {n} │")), "  …", "╰─╯", "end"]
+    assert refresh.fewer_rows(table) == kept
+
+
+def test_what_no_reader_should_see_stops_a_session(tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match="should not see"):
+        refresh.Session(tmp_path).do(refresh.Step(f"echo {sys.prefix}/lib: UserWarning: x"))
+
+
 def test_notes_of_a_command_are_read() -> None:
     page = "<!-- run, Ctrl-C after step 20: tunesmith train run.yaml -->\n<!-- /run -->\n"
     page += '<!-- run, status 1: tunesmith chat x --prompt "a: b" -->\n<!-- /run -->\n'
