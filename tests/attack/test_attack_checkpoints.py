@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import runs
+import small_runs as runs
 from attacks import LONG, flip, one_paragraph, trap
 
 from tunesmith.core.problem import Problem

@@ -14,7 +14,7 @@ from typing import Any
 
 import peft.peft_model
 import pytest
-import runs
+import small_runs as runs
 from attacks import command, forked, one_paragraph, patched
 from safetensors import SafetensorError
 

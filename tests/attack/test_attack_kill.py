@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import runs
+import small_runs as runs
 from attacks import LONG, command, forked, patched
 
 from tunesmith.core.rundir import RunDir

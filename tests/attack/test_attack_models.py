@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import small_runs as runs
 import tiny
 import torch
 from attacks import one_paragraph, trap
@@ -19,8 +20,10 @@ from safetensors.torch import load_file, save_file
 from tunesmith.core.problem import Problem
 from tunesmith.core.run import ModelSpec
 from tunesmith.merge.fold import fold
+from tunesmith.models import source
 from tunesmith.models.load import load, load_codec, save_tokenizer, skeleton
 from tunesmith.models.source import find
+from tunesmith.train.verb import train
 
 Break = Callable[[Path], object]
 
@@ -469,8 +472,43 @@ def test_a_run_whose_model_is_itself_does_not_go_round(tmp_path: Path) -> None:
     one_paragraph(str(caught.value))
 
 
+def test_an_adapter_from_a_hub_cannot_name_a_folder_of_this_machine(
+    adapter: Path, base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(source, "_from_hub", lambda name, revision: adapter)
+    for place in (str(base), "../base", "~/base", "."):
+        adapter_config(adapter, base_model_name_or_path=place)
+        with pytest.raises(Problem, match="names a folder of this machine"):
+            find("stranger/adapter")
+
+
 def test_a_pickle_beside_an_adapter_is_not_read(adapter: Path, canary: Path) -> None:
     trap(adapter / "adapter_model.bin", canary)
     trap(adapter / "optimizer.pt", canary)
     used(adapter)
     assert not canary.exists()
+
+
+# ── templates (their own attacks are beside the renderer's tests) ─────────────────────────────────────────────────
+
+TEMPLATES = {
+    "loop bomb": "{% for a in range(99999) %}{% for b in range(99999) %}{{ b }}{% endfor %}{% endfor %}",
+    "string bomb": "{{ 'a' * 10**9 }}",
+    "macro bomb": "{% macro f(n) %}{{ f(n) }}{{ f(n) }}{% endmacro %}{{ f(1) }}",
+    "attributes": "{{ messages.__class__.__base__.__subclasses__() }}",
+    "globals": "{{ raise_exception.__globals__['__builtins__']['open']('CANARY', 'w').write('ran') }}",
+    "cycler": "{{ cycler.__init__.__globals__.os.system('touch CANARY') }}",
+    "import": "{% import '/etc/passwd' as x %}{{ x }}",
+    "include": "{% include '/etc/passwd' %}",
+}
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_a_template_of_a_stranger_stays_in_its_box(name: str, base: Path, victim: Path, canary: Path) -> None:
+    (victim / "chat_template.jinja").write_text(TEMPLATES[name].replace("CANARY", str(canary)))
+    wanted = runs.run(victim, canary.parent)
+    with pytest.raises(Problem) as caught:
+        train(wanted)
+    one_paragraph(str(caught.value))
+    assert not canary.exists()
+    assert "root:" not in str(caught.value)

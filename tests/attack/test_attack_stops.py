@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import runs
+import small_runs as runs
 from attacks import command, forked, one_paragraph, patched
 
 from tunesmith.core.rundir import RunDir

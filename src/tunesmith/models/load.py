@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -67,6 +68,8 @@ def load(spec: ModelSpec, head: HeadKind = "lm", *, weights: torch.dtype | None 
     if spec.attention == "forest" and not verdict.forest:
         raise Problem("model.attention", verdict.reason, "Set it to auto or padded")
     if head == "lm" and (off := check_head(model)) > HEAD_TOLERANCE:
+        if math.isinf(off):
+            raise _not_finite(model, spec.path)
         raise Problem(
             spec.path,
             f"{type(model).__name__} changes its logits in a way that is not known here (off by {off:.2g})",
@@ -200,6 +203,13 @@ def _check_complete(found: Found, head: HeadKind, info: dict[str, Any], model: P
             f"({', '.join(left[:3])} …)",
             "config.json belongs to another model; fetch the folder again",
         )
+
+
+def _not_finite(model: PreTrainedModel, path: str) -> Problem:
+    named = [name for name, weight in model.named_parameters() if not torch.isfinite(weight).all()]
+    why = f"its weights are not finite ({', '.join(named[:3])})" if named else "its logits overflow"
+    hint = "The files are damaged; fetch them again" if named else "Set model.dtype to float32 or bfloat16"
+    return Problem(path, f"cannot compute: {why}", hint)
 
 
 def _misfit(found: Found, head: HeadKind) -> str:

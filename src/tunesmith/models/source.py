@@ -76,7 +76,8 @@ def _find(path: str, revision: str | None, before: tuple[Path, ...]) -> Found:
         inner = _find(str(run.model), None, (*before, folder))
         return Found(inner.name, inner.base, inner.adapter, run)
     if (folder / "adapter_config.json").is_file():
-        return _adapter(folder, before)
+        fetched = not Path(path).expanduser().is_dir()
+        return _adapter(folder, before, fetched)
     _check_config(folder)
     _check_weights(folder, "*.safetensors")
     _check_index(folder)
@@ -158,7 +159,7 @@ def _from_modelscope(name: str, revision: str | None) -> Path:
         ) from error
 
 
-def _adapter(folder: Path, before: tuple[Path, ...]) -> Found:
+def _adapter(folder: Path, before: tuple[Path, ...], fetched: bool) -> Found:
     config = read_json(folder / "adapter_config.json")
     if config.get("auto_mapping"):
         raise Problem(
@@ -170,6 +171,12 @@ def _adapter(folder: Path, before: tuple[Path, ...]) -> Found:
     base = config.get("base_model_name_or_path")
     if not isinstance(base, str) or not base:
         raise Problem(str(folder), "the adapter does not say which model it belongs to", "Set base_model_name_or_path")
+    if fetched and (base.startswith((".", "/", "~")) or ".." in Path(base).parts or Path(base).exists()):
+        raise Problem(
+            str(folder / "adapter_config.json"),
+            f"comes from a hub and names a folder of this machine as its base ({base[:80]!r})",
+            "Put the model's id on a hub into base_model_name_or_path if you trust the adapter",
+        )
     revision = config.get("revision")
     inner = _find(base, revision if isinstance(revision, str) else None, (*before, folder))
     if inner.adapter is not None:
