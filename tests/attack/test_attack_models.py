@@ -274,7 +274,7 @@ def renamed(file: str) -> Callable[[dict[str, str]], None]:
 INDICES: dict[str, Callable[[dict[str, str]], Any]] = {
     "a shard that is not there": renamed("model-00003-of-00002.safetensors"),
     "a path upwards": renamed("../outside.safetensors"),
-    "an absolute path": renamed("/tmp/outside.safetensors"),
+    "an absolute path": renamed("/opt/outside.safetensors"),
     "a pickle": renamed("pytorch_model.bin"),
     "a pickle upwards": renamed("../evil.bin"),
     "a number": lambda index: index.update(dict.fromkeys(index, 7)),  # type: ignore[arg-type]
