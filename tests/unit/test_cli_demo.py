@@ -62,7 +62,7 @@ def test_the_main_job(tiny: Path, call: Call, tmp_path: Path, monkeypatch: pytes
         assert word in told
     for name in ("identity", "reviews"):
         assert (tmp_path / "demo" / name / "plots" / "loss.png").stat().st_size > 1000
-    assert (tmp_path / "demo" / "reviews" / "folded" / "model.safetensors").is_file()
+    assert (tmp_path / "demo" / "identity" / "folded" / "model.safetensors").is_file()
     assert (tmp_path / "demo" / "reviews" / "evaluation" / "results.json").is_file()
     assert call("demo", "--output", "demo")[0] == 2
     _goes_on(call)

@@ -98,7 +98,7 @@ def quiet(model: nn.Module) -> Iterator[None]:
 
 
 def _check_names(adapted: PeftModel, folder: Path) -> None:
-    needed = set(get_peft_model_state_dict(adapted))
+    needed = set(get_peft_model_state_dict(adapted, save_embedding_layers=False))
     try:
         with safe_open(folder / ADAPTER_FILE, framework="pt") as file:
             present = set(file.keys())

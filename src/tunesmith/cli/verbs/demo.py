@@ -46,9 +46,10 @@ def demo(
     _opening(folder, model)
     identity = _train("identity", "1  Who am I? A LoRA on 60 short chats", folder, model, steps)
     _before_and_after(identity)
-    reviews = _train("reviews", "2  Is a review positive? A LoRA on 512 labelled reviews", folder, model, steps)
-    _measure(reviews)
-    _fold(reviews)
+    _measure(identity, "identity_test")
+    reviews = _train("reviews", "2  Is a review positive? All weights, on 512 labelled reviews", folder, model, steps)
+    _measure(reviews, "reviews_test")
+    _fold(identity)
     _end(folder, identity, reviews)
 
 
@@ -64,8 +65,8 @@ def _opening(folder: Path, model: str) -> None:
     screen.say(f"On the model {model} and the examples that ship, this will:")
     for line in (
         "1  train a LoRA that teaches the model who it is, and ask base and tuned model the same new questions",
-        "2  train a LoRA on reviews, and measure base and tuned model on reviews that neither has seen",
-        "3  fold the second adapter into plain weights, and prove the folded model equal",
+        "2  train all weights on reviews, and measure base and tuned model on reviews that neither has seen",
+        "3  fold the adapter of the first into plain weights, and prove the folded model equal",
     ):
         screen.say(f"  {line}")
     screen.say(f"Everything goes into {folder}.")
@@ -137,8 +138,8 @@ def _answers(folder: RunDir, asks: list[Chat]) -> list[tuple[str, str, str]]:
     return [(ask.messages[0].content, old.text, new.text) for ask, old, new in zip(asks, base, tuned, strict=True)]
 
 
-def _measure(folder: RunDir) -> None:
-    """Base against tuned on the reviews that were kept apart."""
+def _measure(folder: RunDir, rows: str) -> None:
+    """Base against tuned on example rows that were kept apart."""
     from tunesmith import builtin
     from tunesmith.cli.progress import Counting
     from tunesmith.cli.verbs.evaluate import show
@@ -146,9 +147,7 @@ def _measure(folder: RunDir) -> None:
     from tunesmith.evaluate.verb import evaluate
 
     with Counting() as counting:
-        results = evaluate(
-            str(folder.path), [DataSpec(path=str(builtin.example("reviews_test")))], listen=counting.hear
-        )
+        results = evaluate(str(folder.path), [DataSpec(path=str(builtin.example(rows)))], listen=counting.hear)
     show(results)
     results.save(folder.evaluation)
 

@@ -16,10 +16,10 @@ Examples:
   tunesmith train run.yaml train.epochs=1 method.lora.rank=32
 
 Paths in a run file start from the folder that the command is given in, as
-all paths of a command do. Ctrl-C finishes the step, saves a checkpoint and
-ends; `tunesmith resume FOLDER` goes on from there. `tunesmith plan
-run.yaml` says beforehand what a run will take. `tunesmith explain train`
-lists what can be set."""
+all paths of a command do. Ctrl-C gives up the step under way, saves a
+checkpoint of the one before and ends; `tunesmith resume FOLDER` goes on from
+there. `tunesmith plan run.yaml` says beforehand what a run will take.
+`tunesmith explain train` lists what can be set."""
 
 
 def train(
