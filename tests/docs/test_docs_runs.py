@@ -121,13 +121,14 @@ def test_the_tutorial_runs(work: Path, call: Call, ctrl_c: Callable[[], None]) -
         told[step.command.partition(" 2>")[0].partition(" --")[0]] = text
     assert "3 used + 3 rejected" in told["tunesmith data check bad.jsonl"]
     assert "was stopped" in told["tunesmith train run.yaml"]
-    assert f"going on from step {STOP_AFTER}" in told["tunesmith resume runs/reviews"]
+    assert f"going on from step {STOP_AFTER}" in told["tunesmith resume runs/identity"]
+    assert "perplexity" in told["tunesmith evaluate runs/identity"]
     assert "n-gram" in told["tunesmith evaluate runs/reviews"]
-    assert "logits agree" in told["tunesmith fold runs/reviews"]
+    assert "logits agree" in told["tunesmith fold runs/identity"]
     answers = re.fullmatch(r"adapter (.*)\nfolded (.*)\n", told["python use.py"], re.DOTALL)
     assert answers is not None and answers[1] == answers[2]
     assert "wrong.yaml:5" in told["tunesmith plan wrong.yaml"]
-    assert (work / "runs" / "reviews" / "plots" / "loss.png").is_file()
+    assert (work / "runs" / "identity" / "plots" / "loss.png").is_file()
 
 
 def test_the_short_run_file_is_the_one_that_new_writes(work: Path, call: Call) -> None:
