@@ -246,6 +246,15 @@ def test_new_takes_flags_and_changes(call: Call, tmp_path: Path) -> None:
     )
 
 
+def test_new_reads_rows_with_the_columns_that_are_named(call: Call, tmp_path: Path) -> None:
+    file = rows(tmp_path, "rows.jsonl", [{"question": "1 + 1?", "answer": "2"}, {"question": "2 + 2?", "answer": "4"}])
+    assert call("new", "--data", file)[0] == 2
+    named = ["data.0.columns.instruction=question", "data.0.columns.output=answer"]
+    assert call("new", "--data", file, *named)[0] == 0
+    run = read_run(tmp_path / "run.yaml")
+    assert (run.objective.name(), run.data[0].columns) == ("sft", {"instruction": "question", "output": "answer"})
+
+
 def test_new_never_overwrites_unasked(call: Call, tmp_path: Path) -> None:
     file = rows(tmp_path, "rows.jsonl", CHATS)
     (tmp_path / "run.yaml").write_text("mine")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,7 +25,8 @@ def read(path: Path, changes: list[str] | None = None) -> tuple[Run, Path]:
 
 def _home(file: Path) -> Path:
     """Where a run folder says that its run was started; for all other run files, here."""
-    record = RunDir(file.parent).record
-    if file.name != "run.yaml" or not record.is_file():
+    from tunesmith.train.record import read_record
+
+    if file.name != "run.yaml":
         return Path()
-    return Path(json.loads(record.read_text("utf-8")).get("base", "."))
+    return Path(read_record(RunDir(file.parent)).get("base", "."))

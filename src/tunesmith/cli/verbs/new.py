@@ -48,7 +48,9 @@ def new(
 ) -> None:
     """Write a commented run file; asks for what has no good default and was not given."""
     from tunesmith.cli.run_file import write_out
+    from tunesmith.core.run import parse_run
     from tunesmith.core.rundir import write_atomic
+    from tunesmith.core.yaml_file import assign
 
     if "=" in file.name:  # the name was left out, so the first change stands in its place
         file, changes = DEFAULT_FILE, [str(file), *(changes or [])]
@@ -56,15 +58,19 @@ def new(
     ask = screen.interactive() and not yes
     sources = data or _asked_data(ask)
     start = model or (typer.prompt("Which model", default=DEFAULT_MODEL) if ask else DEFAULT_MODEL)
-    kind = _kind_of_rows(sources[0])
-    value: dict[str, Any] = {
-        "model": {"path": start},
-        "data": [_source(source, _asked_prompt(prompt, kind, ask)) for source in sources],
-        "objective": objective or _objective_for(kind),
-    }
+    value: dict[str, Any] = {"model": {"path": start}, "data": [{"path": source} for source in sources]}
+    if objective:
+        value["objective"] = objective
     if method:
         value["method"] = method
-    _apply(value, changes or [])
+    for change in changes or []:
+        assign(value, change)
+    kind = _kind_of_rows(value["data"][0])
+    asked = _asked_prompt(prompt, kind, ask)
+    for source in value["data"] if asked else []:
+        source.setdefault("prompt", asked)
+    value.setdefault("objective", _objective_for(kind))
+    parse_run(value, "new")
     write_atomic(file, write_out(value, file.name).encode())
     _told(file, value, "" if objective else f", since the rows are {kind.__name__} records")
 
@@ -86,12 +92,13 @@ def _asked_data(ask: bool) -> list[str]:
     return [typer.prompt("Which data (a file, folder or id on a hub)")]
 
 
-def _kind_of_rows(source: str) -> type[Record]:
-    """The kind of record that the data holds."""
+def _kind_of_rows(source: dict[str, Any]) -> type[Record]:
+    """The kind of record that a source holds, read as its options say."""
+    from tunesmith.core.options import parse
     from tunesmith.core.run import DataSpec
     from tunesmith.data.sources import open_source
 
-    return open_source(DataSpec(path=source))[0].format.yields
+    return open_source(parse(DataSpec, source, "data.0"))[0].format.yields
 
 
 def _asked_prompt(prompt: str | None, kind: type[Record], ask: bool) -> str | None:
@@ -100,10 +107,6 @@ def _asked_prompt(prompt: str | None, kind: type[Record], ask: bool) -> str | No
     if prompt is not None or kind is not Labelled or not ask:
         return prompt
     return typer.prompt("What is the model asked about each text ({text} stands for it)", default="{text}")
-
-
-def _source(path: str, prompt: str | None) -> dict[str, Any]:
-    return {"path": path} if prompt is None else {"path": path, "prompt": prompt}
 
 
 def _objective_for(kind: type[Record]) -> str:
@@ -116,16 +119,6 @@ def _objective_for(kind: type[Record]) -> str:
             "--objective", f"no objective follows from {kind.__name__} rows", "`tunesmith explain objective` lists them"
         )
     return found
-
-
-def _apply(value: dict[str, Any], changes: list[str]) -> None:
-    """Set what was given as NAME=VALUE, and check the whole as a run file is checked."""
-    from tunesmith.core.run import parse_run
-    from tunesmith.core.yaml_file import assign
-
-    for change in changes:
-        assign(value, change)
-    parse_run(value, "new")
 
 
 def _told(file: Path, value: dict[str, Any], why: str) -> None:
