@@ -69,7 +69,7 @@ def _device(wanted: str) -> tuple[torch.device, str]:
     why = {
         "cuda": "an NVIDIA GPU is here",
         "mps": "an Apple GPU is here",
-        "cpu": f"no GPU is here; {torch.get_num_threads()} threads",
+        "cpu": f"no GPU is here; threads: {torch.get_num_threads()}",
     }
     return torch.device(best), why[best]
 
