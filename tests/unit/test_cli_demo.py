@@ -77,5 +77,5 @@ def _goes_on(call: Call) -> None:
     assert status == 0
     assert "learned" in told
     assert "has ended" in call("resume", "demo/reviews")[2]
-    status, _, error = call("fold", "demo/reviews")
+    status, _, error = call("fold", "demo/identity")
     assert (status, "exists" in error) == (2, True)
