@@ -197,7 +197,7 @@ def _opening(event: Event) -> str:
 
 
 class Counting:
-    """Shows how far long parts are, each by its name; for evaluation and folding."""
+    """Shows how far long parts are, each by its name; loads nothing heavy, so `data check` can use it too."""
 
     def __init__(self) -> None:
         self.console = screen.console()
@@ -206,7 +206,6 @@ class Counting:
         self._progress: Progress | None = None
 
     def __enter__(self) -> Self:
-        screen.hush()
         if self.console.is_terminal:
             bar = (TextColumn("  {task.description}"), BarColumn(bar_width=24), TextColumn("{task.fields[told]}"))
             self._progress = Progress(*bar, console=self.console, transient=True)

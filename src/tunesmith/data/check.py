@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,20 +16,31 @@ if TYPE_CHECKING:
     from tunesmith.core.run import DataSpec
 
 DUPLICATES = "exact duplicates (kept)"
+TOLD_EVERY = 2_000
 
 
-def check(specs: Sequence[DataSpec], rejects: Path | None = None, base: Path = Path()) -> DataReport:
+def check(
+    specs: Sequence[DataSpec],
+    rejects: Path | None = None,
+    base: Path = Path(),
+    progress: Callable[[int], None] = lambda done: None,
+) -> DataReport:
     """Read every row of every source and report on it; rejected rows are listed in `rejects`.
+
+    progress: told now and then how many usable rows were read.
 
     Raises:
         Problem: a source cannot be opened, or none of its rows can be used.
     """
     report = DataReport(rejects)
     seen = Seen()
+    done = 0
     try:
         for source in (source for spec in specs for source in open_source(spec, base)):
             for _ in account(source, begin(source, report), report, seen):
-                pass
+                done += 1
+                if done % TOLD_EVERY == 0:
+                    progress(done)
     finally:
         report.close()
     report.check()

@@ -71,7 +71,7 @@ def fetch_modelscope(name: str, revision: str | None) -> Path:
         Problem: the package is missing, or the data set cannot be fetched.
     """
     try:
-        from modelscope.hub.snapshot_download import dataset_snapshot_download
+        from modelscope.hub.snapshot_download import dataset_snapshot_download  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise missing_extra("modelscope", "modelscope") from error
     try:

@@ -70,13 +70,17 @@ class Method(Plugin):
     def after_step(self, model: nn.Module, step: int) -> None:
         """Called after each optimizer step."""
 
-    @abstractmethod
     def save(self, model: nn.Module, folder: Path) -> None:
-        """Write the result so that transformers or PEFT load it; safetensors and JSON only."""
+        """Write the result so that transformers or PEFT load it; safetensors and JSON only.
 
-    @abstractmethod
+        Where the base's own weights learn, that is the model itself.
+        """
+        save_plain(model, folder)
+
     def fold(self, model: nn.Module) -> PreTrainedModel:
-        """The plain transformers model with the change melted into its weights."""
+        """The plain transformers model with the change melted into its weights; there already if they are its own."""
+        assert isinstance(model, PreTrainedModel)
+        return model
 
 
 def trainable(model: nn.Module) -> dict[str, nn.Parameter]:

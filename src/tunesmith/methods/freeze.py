@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
@@ -10,7 +9,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from tunesmith.core.problem import Problem
-from tunesmith.methods import Method, hold_in_float32, save_plain, thaw
+from tunesmith.methods import Method, hold_in_float32, thaw
 
 Count = Annotated[int, Field(ge=0)]
 
@@ -40,13 +39,6 @@ class Freeze(Method):
             if isinstance(head, nn.Module):
                 head.requires_grad_()
         hold_in_float32(model)
-        return model
-
-    def save(self, model: nn.Module, folder: Path) -> None:
-        save_plain(model, folder)
-
-    def fold(self, model: nn.Module) -> PreTrainedModel:
-        assert isinstance(model, PreTrainedModel)
         return model
 
     def _layers(self, model: PreTrainedModel) -> list[str]:

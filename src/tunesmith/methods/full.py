@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from torch import nn
 from transformers import PreTrainedModel
 
-from tunesmith.methods import Method, hold_in_float32, save_plain, thaw
+from tunesmith.methods import Method, hold_in_float32, thaw
 
 
 class Full(Method):
@@ -16,11 +14,4 @@ class Full(Method):
     def apply(self, model: PreTrainedModel) -> nn.Module:
         thaw(model)
         hold_in_float32(model)
-        return model
-
-    def save(self, model: nn.Module, folder: Path) -> None:
-        save_plain(model, folder)
-
-    def fold(self, model: nn.Module) -> PreTrainedModel:
-        assert isinstance(model, PreTrainedModel)
         return model

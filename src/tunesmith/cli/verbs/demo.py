@@ -146,6 +146,7 @@ def _measure(folder: RunDir, rows: str) -> None:
     from tunesmith.core.run import DataSpec
     from tunesmith.evaluate.verb import evaluate
 
+    screen.hush()
     with Counting() as counting:
         results = evaluate(str(folder.path), [DataSpec(path=str(builtin.example(rows)))], listen=counting.hear)
     show(results)

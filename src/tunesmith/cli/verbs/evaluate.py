@@ -63,6 +63,7 @@ def evaluate(
     from tunesmith.evaluate.verb import evaluate as measure
 
     screen.say(f"Evaluating {target}", "bold")
+    screen.hush()
     with Counting() as counting:
         results = measure(target, specs or None, settings, listen=counting.hear)
     show(results)

@@ -44,10 +44,14 @@ def check(
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:
     """Read every row, say what can be used and what cannot and why, and list the rejected rows in a file."""
+    from tunesmith.cli.progress import Counting
     from tunesmith.data.check import check as account
 
     specs, base = _specs(files or [], run, format, column or [])
-    report = account(specs, _rejects(rejects, specs, base), base)
+    with Counting() as counting:
+        report = account(
+            specs, _rejects(rejects, specs, base), base, lambda done: counting.hear("reading rows", done, 0)
+        )
     if as_json:
         print(json.dumps(report.plain(), ensure_ascii=False, indent=2))
     else:
