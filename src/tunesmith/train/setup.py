@@ -11,6 +11,7 @@ import json
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
@@ -72,8 +73,9 @@ class Inputs:
         """Tokens of the longest row."""
         return int(self.prepared.train.lengths.max())
 
+    @cached_property
     def fingerprints(self) -> dict[str, str]:
-        """Hashes of everything that the run reads."""
+        """Hashes of everything that the run reads; found once, since they read all of the base's weights."""
         options = json.dumps({**self.run.plain(), "output": None}, sort_keys=True)
         return {
             **self.prepared.fingerprints,

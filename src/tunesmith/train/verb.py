@@ -92,7 +92,7 @@ def resume(folder: Path, *, accept: tuple[str, ...] = (), hear: Hear = lambda ev
     world = _world(run)
     with in_words(folder), _locked(where, world), wish_to_stop() as wish:
         inputs = _gathered(run, Path(record.get("base", ".")), hear, world)
-        now = inputs.fingerprints()
+        now = inputs.fingerprints
         check_unchanged(record.get("fingerprints", {}), now, accept, str(folder))
         if accept and world.main:
             write_record(where, {"fingerprints": now})
@@ -162,7 +162,7 @@ class _Saver:
         self.world = world
         self.tell = tell
         self.saved = -1
-        self.facts = {"versions": versions(), "fingerprints": inputs.fingerprints(), "world": world.size}
+        self.facts = {"versions": versions(), "fingerprints": inputs.fingerprints, "world": world.size}
 
     def checkpoint(self, state: State) -> None:
         """Write a checkpoint of everything, then prune older ones; one of this very step is left as it is."""
@@ -258,7 +258,7 @@ class _Saver:
 def _facts(inputs: Inputs) -> dict[str, Any]:
     return {
         "versions": versions(),
-        "fingerprints": inputs.fingerprints(),
+        "fingerprints": inputs.fingerprints,
         "golden_ids": golden_ids(inputs.codec),
         "template_was_set": inputs.codec.template_was_set,
         "objective": inputs.run.objective.name(),
