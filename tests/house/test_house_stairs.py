@@ -15,7 +15,8 @@ STAIRS = (
     {"builtin"},
     {"data"},
     {"models"},
-    {"methods", "objectives", "optimizers", "generate"},
+    {"methods", "objectives", "optimizers"},
+    {"generate"},
     {"train", "evaluate", "merge"},
     {"cli"},
 )

@@ -4,16 +4,34 @@ from __future__ import annotations
 
 import fnmatch
 from abc import abstractmethod
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from tunesmith.core.plugins import Plugin
 from tunesmith.core.problem import Problem
+from tunesmith.models.forest import Batch
+from tunesmith.models.policy import Policy
+
+Losses = tuple[Tensor, dict[str, Tensor]]
+"""A loss as a sum [], and further sums to report."""
+
+
+class Formula(Protocol):
+    """What is minimised: an objective, as a method sees it."""
+
+    def count(self, batch: Batch) -> float:
+        """What sums over a batch are divided by."""
+        ...
+
+    def loss(self, policy: Policy, batch: Batch) -> Losses:
+        """The loss as a sum over what `count` counts."""
+        ...
 
 
 class Method(Plugin):
@@ -67,8 +85,30 @@ class Method(Plugin):
             "Set the objective's reference to precomputed, or use a method that can be switched off, such as lora",
         )
 
+    def begin(self, policy: Policy, batches: Iterator[Batch], steps: int) -> None:
+        """Called once on the fresh model, before the optimizer is made and any checkpoint is put back.
+
+        batches: rows of the first steps, for first values that are found from data; steps: those of the whole run.
+        A resumed run begins in the same way, so what is done here may follow from nothing else.
+        """
+
+    def loss(self, policy: Policy, batch: Batch, formula: Formula) -> Losses:
+        """The loss of a batch: the objective's own, and what the method adds to it.
+
+        A term that belongs to a step, not to its rows, is multiplied by `formula.count(batch)`: the loop divides by
+        the sum of the counts.
+        """
+        return formula.loss(policy, batch)
+
     def after_step(self, model: nn.Module, step: int) -> None:
-        """Called after each optimizer step."""
+        """Called after each optimizer step, while the gradients are still there."""
+
+    def state(self, model: nn.Module) -> dict[str, Tensor]:
+        """What else changes while training beside the weights that learn, for a checkpoint."""
+        return {}
+
+    def restore(self, model: nn.Module, state: Mapping[str, Tensor]) -> None:
+        """Put back what `state` gave."""
 
     def save(self, model: nn.Module, folder: Path) -> None:
         """Write the result so that transformers or PEFT load it; safetensors and JSON only.

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Annotated, Any
 
+import torch
 from pydantic import Field
 from torch.optim import Optimizer
 
@@ -22,5 +25,12 @@ class OptimizerSpec(Plugin):
         """The optimizer over a method's parameter groups, each with its own `lr`."""
 
     @abstractmethod
-    def state_bytes(self, trainable: int) -> int:
-        """Bytes of state for so many trainable numbers; the plan adds them up."""
+    def state_bytes(self, shapes: Sequence[torch.Size]) -> int:
+        """Bytes of state for trainable weights of these shapes; the plan shows them."""
+
+    def before_step(self, optimizer: Optimizer, step: int) -> None:
+        """Called before the gradients of a step are computed, such as to choose which weights get one."""
+
+    def still(self, optimizer: Optimizer) -> AbstractContextManager[object]:
+        """A context in which the weights are those to measure and to save, where training moves others."""
+        return nullcontext()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 import torch
@@ -30,8 +31,8 @@ class AdamW(OptimizerSpec):
         parts = [part for group in groups for part in self._by_shape(group)]
         return TorchAdamW(parts, betas=self.betas, eps=self.eps, fused=self._fusible(parts))
 
-    def state_bytes(self, trainable: int) -> int:
-        return 8 * trainable
+    def state_bytes(self, shapes: Sequence[torch.Size]) -> int:
+        return 8 * sum(shape.numel() for shape in shapes)
 
     def _by_shape(self, group: dict[str, Any]) -> list[dict[str, Any]]:
         matrices = [weight for weight in group["params"] if weight.ndim >= 2]

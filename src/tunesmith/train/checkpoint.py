@@ -2,6 +2,7 @@
 
     checkpoints/step-000120/   (best-000100/ holds the weights of the lowest validation loss)
       weights.safetensors      what learns, by name
+      method.safetensors       what else a method changes, where it does
       optimizer.safetensors    the optimizer's tensors as "group-number.name"; its numbers are in state.json
       random.safetensors       states of the random generators, as bytes
       state.json               step, tokens, best so far, what was skipped …
@@ -32,7 +33,7 @@ from torch.optim import Optimizer
 
 from tunesmith.core.problem import Problem
 from tunesmith.core.rundir import sync_folder
-from tunesmith.methods import trainable
+from tunesmith.methods import Method, trainable
 from tunesmith.train.disk import FULL, code_of, full
 
 FORMAT = 1
@@ -40,6 +41,29 @@ MANIFEST = "manifest.json"
 DIGEST = "sha256"
 STAGING = ".staging"
 WEIGHTS, OPTIMIZER, RANDOM, STATE = "weights.safetensors", "optimizer.safetensors", "random.safetensors", "state.json"
+METHOD = "method.safetensors"
+
+
+@dataclass(frozen=True, slots=True)
+class Learned:
+    """What training changes in a model: the weights that learn, by name, and what its method keeps beside them."""
+
+    model: nn.Module
+    weights: Mapping[str, nn.Parameter]
+    method: Method | None = None
+
+    @classmethod
+    def of(cls, model: nn.Module, method: Method | None = None) -> Learned:
+        """Everything of a model that requires gradients now."""
+        return cls(model, trainable(model), method)
+
+    @property
+    def bytes(self) -> int:
+        return sum(weight.numel() * weight.element_size() for weight in self.weights.values())
+
+    def beside(self) -> dict[str, Tensor]:
+        """What the method keeps beside the weights."""
+        return self.method.state(self.model) if self.method else {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +79,7 @@ class Checkpoint:
 
 
 def save(
-    folder: Path, model: nn.Module, optimizer: Optimizer | None, state: Mapping[str, Any], facts: Mapping[str, Any]
+    folder: Path, learned: Learned, optimizer: Optimizer | None, state: Mapping[str, Any], facts: Mapping[str, Any]
 ) -> Checkpoint:
     """Publish a checkpoint at `folder`, or leave nothing behind.
 
@@ -68,16 +92,16 @@ def save(
         shutil.rmtree(left)
     staging = folder.with_name(f".{folder.name}{STAGING}")
     try:
-        _check_space(folder.parent, model, optimizer)
+        _check_space(folder.parent, learned, optimizer)
         staging.mkdir(parents=True)
-        _write_parts(staging, model, optimizer, state)
+        _write_parts(staging, learned, optimizer, state)
         _write_manifest(staging, state, facts)
         _publish(staging, folder)
     except (OSError, SafetensorError) as error:
         if code_of(error) not in FULL:
             raise
         shutil.rmtree(staging, ignore_errors=True)
-        raise full(folder, bytes_needed(model, optimizer)) from error
+        raise full(folder, bytes_needed(learned, optimizer)) from error
     finally:
         shutil.rmtree(staging, ignore_errors=True)
     return Checkpoint(folder, json.loads((folder / MANIFEST).read_text()))
@@ -119,14 +143,14 @@ def newest(folder: Path, kind: str = "step") -> tuple[Checkpoint | None, list[Pr
     return None, broken
 
 
-def restore(checkpoint: Checkpoint, model: nn.Module, optimizer: Optimizer | None) -> dict[str, Any]:
+def restore(checkpoint: Checkpoint, learned: Learned, optimizer: Optimizer | None) -> dict[str, Any]:
     """Put a checkpoint's weights (and optimizer, and random states) in place; returns the loop's state.
 
     Raises:
         Problem: it belongs to another model, method or optimizer.
     """
     try:
-        _load_weights(checkpoint.path, model)
+        _load_weights(checkpoint.path, learned)
         state = json.loads((checkpoint.path / STATE).read_text())
         if optimizer is not None:
             _load_optimizer(checkpoint.path, optimizer, state["optimizer"])
@@ -155,27 +179,31 @@ def _listed(folder: Path, kind: str) -> list[Path]:
     return sorted(folder.glob(f"{kind}-{'[0-9]' * 8}"))
 
 
-def bytes_needed(model: nn.Module, optimizer: Optimizer | None) -> int:
+def bytes_needed(learned: Learned, optimizer: Optimizer | None) -> int:
     """About how many bytes a checkpoint takes."""
-    weights = sum(weight.numel() * weight.element_size() for weight in trainable(model).values())
-    return weights * (3 if optimizer is not None else 1) + (1 << 20)
+    return learned.bytes * (3 if optimizer is not None else 1) + (1 << 20)
 
 
-def _check_space(folder: Path, model: nn.Module, optimizer: Optimizer | None) -> None:
+def _check_space(folder: Path, learned: Learned, optimizer: Optimizer | None) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    if shutil.disk_usage(folder).free < bytes_needed(model, optimizer):
+    if shutil.disk_usage(folder).free < bytes_needed(learned, optimizer):
         raise OSError(errno.ENOSPC, "not enough space")
 
 
-def _write_parts(folder: Path, model: nn.Module, optimizer: Optimizer | None, state: Mapping[str, Any]) -> None:
-    weights = {name: weight.detach().cpu().contiguous() for name, weight in trainable(model).items()}
-    save_file(weights, folder / WEIGHTS)
+def _write_parts(folder: Path, learned: Learned, optimizer: Optimizer | None, state: Mapping[str, Any]) -> None:
+    save_file(_on_cpu(learned.weights), folder / WEIGHTS)
+    if beside := learned.beside():
+        save_file(_on_cpu(beside), folder / METHOD)
     numbers: dict[str, Any] = {}
     if optimizer is not None:
         tensors, numbers = _split_optimizer(optimizer)
         save_file(tensors, folder / OPTIMIZER)
         save_file(_random_states(), folder / RANDOM)
     (folder / STATE).write_text(json.dumps({"loop": state, "optimizer": numbers}, indent=1))
+
+
+def _on_cpu(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
 
 
 def _write_manifest(folder: Path, state: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
@@ -211,14 +239,16 @@ def _split_optimizer(optimizer: Optimizer) -> tuple[dict[str, Tensor], dict[str,
     return tensors, {"kind": type(optimizer).__name__, "state": numbers, "groups": whole["param_groups"]}
 
 
-def _load_weights(folder: Path, model: nn.Module) -> None:
-    saved, own = load_file(folder / WEIGHTS), trainable(model)
+def _load_weights(folder: Path, learned: Learned) -> None:
+    saved, own = load_file(folder / WEIGHTS), learned.weights
     if set(saved) != set(own) or any(saved[name].shape != own[name].shape for name in own):
         odd = sorted(set(saved) ^ set(own))[:3]
         raise Problem(str(folder), f"holds other weights than this run trains ({', '.join(odd) or 'other shapes'})")
     with torch.no_grad():
         for name, weight in own.items():
             weight.copy_(saved[name])
+    if learned.method is not None and (folder / METHOD).is_file():
+        learned.method.restore(learned.model, load_file(folder / METHOD))
 
 
 def _load_optimizer(folder: Path, optimizer: Optimizer, numbers: Mapping[str, Any]) -> None:

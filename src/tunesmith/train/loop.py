@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
@@ -27,10 +27,11 @@ from torch.optim import Optimizer
 from tunesmith.core.events import Event
 from tunesmith.core.problem import Problem
 from tunesmith.core.run import TrainSpec
-from tunesmith.methods import Method, trainable
+from tunesmith.methods import Method
 from tunesmith.models.forest import Batch
 from tunesmith.models.policy import Policy
 from tunesmith.objectives import Objective
+from tunesmith.optimizers import OptimizerSpec
 from tunesmith.train.schedule import factor, steps_of
 from tunesmith.train.signals import Wish
 from tunesmith.train.world import World
@@ -104,6 +105,8 @@ class Parts:
     policy: Policy
     objective: Objective
     method: Method
+    weights: Mapping[str, nn.Parameter]
+    stepping: OptimizerSpec
     optimizer: Optimizer
     steps: Steps
     saver: Saver
@@ -126,7 +129,7 @@ class Loop:
         self.parts = parts
         self.state = state
         self.wish = wish
-        self.weights = list(trainable(parts.policy.trained).values())
+        self.weights = list(parts.weights.values())
         self.base_lrs = [group["lr"] for group in parts.optimizer.param_groups]
         total = parts.steps.total
         self.validate_every = steps_of(parts.spec.validate_every, total)
@@ -182,7 +185,8 @@ class Loop:
         fresh = iter([[batch.to(parts.policy.device) for batch in parts.steps.batches(step)]])
         figures: dict[str, float] = {}
         for batches in parts.objective.updates(parts.policy, fresh):
-            self.parts.optimizer.zero_grad(set_to_none=True)
+            parts.optimizer.zero_grad(set_to_none=True)
+            parts.stepping.before_step(parts.optimizer, step)
             sums = self._gradients(batches)
             if parts.world.any(bool(self.wish)):
                 return None
@@ -204,7 +208,7 @@ class Loop:
             if self.wish:
                 break
             torch.manual_seed(_mix(parts.spec.seed, self.state.step, number * parts.world.size + parts.world.rank))
-            loss, figures = parts.objective.loss(parts.policy, batch)
+            loss, figures = parts.method.loss(parts.policy, batch, parts.objective)
             (loss / max(count, 1e-9)).backward()  # type: ignore[no-untyped-call]
             for name, value in {"loss": loss, **figures}.items():
                 sums[name] = sums.get(name, 0.0) + float(value.detach())
@@ -256,14 +260,16 @@ class Loop:
 
     def _validate(self) -> None:
         """Measure the validation loss, tell it, and keep the weights if it is the lowest so far."""
-        figures = validate(self.parts)
-        if not figures:
-            return
-        if figures["loss"] < self.state.best:
-            self.state.best, self.state.best_step, self.state.stale = figures["loss"], self.state.step, 0
-            if self.parts.spec.keep == "best":
-                self.parts.saver.best(self.state)
-        else:
+        with self.parts.stepping.still(self.parts.optimizer):
+            figures = validate(self.parts)
+            if not figures:
+                return
+            better = figures["loss"] < self.state.best
+            if better:
+                self.state.best, self.state.best_step, self.state.stale = figures["loss"], self.state.step, 0
+                if self.parts.spec.keep == "best":
+                    self.parts.saver.best(self.state)
+        if not better:
             self.state.stale += 1
         self._tell("validate", {**figures, "best": self.state.best, "best_step": self.state.best_step})
 
@@ -282,7 +288,7 @@ def validate(parts: Parts) -> dict[str, float]:
     count = 0.0
     with torch.no_grad(), parts.policy.still():
         for batch in _prepared(parts):
-            loss, figures = parts.objective.loss(parts.policy, batch)
+            loss, figures = parts.method.loss(parts.policy, batch, parts.objective)
             count += parts.objective.count(batch)
             for name, value in {"loss": loss, **figures}.items():
                 sums[name] = sums.get(name, 0.0) + float(value)

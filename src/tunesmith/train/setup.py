@@ -9,8 +9,8 @@ from __future__ import annotations
 import hashlib
 import json
 import random
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
@@ -34,6 +34,7 @@ from tunesmith.models.policy import Policy
 from tunesmith.models.source import Found, find
 from tunesmith.objectives import Objective
 from tunesmith.optimizers import OptimizerSpec
+from tunesmith.train.checkpoint import Learned
 from tunesmith.train.steps import StoredSteps, precompute
 from tunesmith.train.survey import Shape, survey
 from tunesmith.train.world import World
@@ -92,6 +93,7 @@ class Ready:
     loaded: Loaded
     policy: Policy
     trained: nn.Module
+    learned: Learned
     optimizer: Optimizer
     steps: StoredSteps
 
@@ -106,6 +108,7 @@ def gather(run: Run, base: Path, tell: Tell) -> Inputs:
     codec = load_codec(found, run.model.chat_template)
     run = _resolve_model(run, found, tell)
     objective = cast(Objective, run.objective)
+    _check_method(cast(Method, run.method), objective, found)
     _check_reference(objective, cast(Method, run.method), found)
     prepared = prepare(run, objective.takes, codec, base, _reading(tell))
     tell(Event("data", values={"lines": prepared.lines}))
@@ -133,13 +136,18 @@ def build(inputs: Inputs, world: World | None, tell: Tell) -> Ready:
         loaded.model.gradient_checkpointing_enable({"use_reentrant": False})
         loaded.model.enable_input_require_grads()
     policy = _policy(inputs, loaded, trained)
-    return Ready(
-        loaded,
-        policy,
-        trained,
-        inputs.optimizer.build(method.groups(trained, inputs.optimizer.lr)),
-        _steps(inputs, policy, world),
-    )
+    steps = _steps(inputs, policy, world)
+    method.begin(policy, _first_batches(steps, policy.device), inputs.total)
+    learned = Learned.of(trained, method)
+    optimizer = inputs.optimizer.build(method.groups(trained, inputs.optimizer.lr))
+    return Ready(loaded, policy, trained, learned, optimizer, steps)
+
+
+def _first_batches(steps: StoredSteps, device: torch.device) -> Iterator[Batch]:
+    """All micro-batches of the first steps, those of every rank, so that each rank sees the same."""
+    alone = replace(steps, rank=0, world=1)
+    for step in range(alone.total):
+        yield from (batch.to(device) for batch in alone.batches(step))
 
 
 def _seed(seed: int) -> None:
@@ -232,6 +240,16 @@ def _stream(run: Run, prepared: Prepared) -> Stream:
     )
 
 
+def _check_method(method: Method, objective: Objective, found: Found) -> None:
+    """Put the method on the model's shapes, without its weights: what does not fit is refused before anything is read.
+
+    Raises:
+        Problem: an option does not fit this model.
+    """
+    if found.adapter is None:
+        method.outline().apply(skeleton(found, objective.head))
+
+
 def _check_reference(objective: Objective, method: Method, found: Found) -> None:
     if objective.scores_reference != "live" or (method.reversible and found.adapter is None):
         return
@@ -263,7 +281,8 @@ def _steps(inputs: Inputs, policy: Policy, world: World) -> StoredSteps:
     if inputs.objective.scores_reference == "precomputed":
         with torch.no_grad(), policy.still():
             sides = (inputs.prepared.train, inputs.prepared.validation)
-            references = [precompute(rows, budget, _scorer(policy)) if len(rows) else None for rows in sides]
+            score = _scorer(policy, inputs.method)
+            references = [precompute(rows, budget, score) if len(rows) else None for rows in sides]
     return StoredSteps(
         inputs.prepared.train,
         inputs.prepared.validation,
@@ -276,9 +295,12 @@ def _steps(inputs: Inputs, policy: Policy, world: World) -> StoredSteps:
     )
 
 
-def _scorer(policy: Policy) -> Callable[[Batch], Tensor]:
+def _scorer(policy: Policy, method: Method) -> Callable[[Batch], Tensor]:
+    """Scores of answers by the untouched model; a method that cannot be switched off has not changed it yet."""
+    logprobs = policy.reference_logprobs if method.reversible else policy.logprobs
+
     def score(batch: Batch) -> Tensor:
         batch = batch.to(policy.device)
-        return by_row(batch, policy.logprobs(batch))
+        return by_row(batch, logprobs(batch))
 
     return score

@@ -99,13 +99,14 @@ def survey(
     if checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
         activations = activations // layers + _saved_bytes(model, trained, batch)
-    learns = sum(weight.numel() for weight in trainable(trained).values())
+    shapes = [weight.shape for weight in trainable(trained).values()]
+    learns = sum(shape.numel() for shape in shapes)
     frozen = sum(w.numel() * w.element_size() for w in trained.parameters() if not w.requires_grad)
     memory = Memory(
         weights=frozen,
         learns=4 * learns,
         gradients=4 * learns,
-        optimizer=optimizer.state_bytes(learns),
+        optimizer=optimizer.state_bytes(shapes),
         activations=activations,
         head=3 * 4 * max(CHUNK_NUMBERS, 16 * model.config.get_text_config().vocab_size),
     )

@@ -24,7 +24,6 @@ from tunesmith.core.problem import Problem
 from tunesmith.core.run import Run, parse_run, read_run
 from tunesmith.core.rundir import RunDir, open_run, sync_folder, write_atomic
 from tunesmith.data.golden import golden_ids
-from tunesmith.methods import trainable
 from tunesmith.models.device import choose
 from tunesmith.models.load import quietly, save_tokenizer
 from tunesmith.train import checkpoint
@@ -127,7 +126,7 @@ def _run(inputs: Inputs, folder: RunDir, hear: Hear, wish: Wish, world: World, *
     try:
         ready = build(inputs, world, tell)
         saver = _Saver(inputs, ready, folder, world, tell)
-        check_disk(folder.path, checkpoint.bytes_needed(ready.trained, ready.optimizer) * 3)
+        check_disk(folder.path, checkpoint.bytes_needed(ready.learned, ready.optimizer) * 3)
         state = saver.restored() if resumed else State()
         tell(Event("start", state.step, _start_figures(inputs, ready)))
         parts = Parts(
@@ -135,6 +134,8 @@ def _run(inputs: Inputs, folder: RunDir, hear: Hear, wish: Wish, world: World, *
             ready.policy,
             inputs.objective,
             inputs.method,
+            ready.learned.weights,
+            inputs.optimizer,
             ready.optimizer,
             ready.steps,
             saver,
@@ -185,7 +186,7 @@ class _Saver:
         found, _ = checkpoint.newest(self.folder.checkpoints)
         if found is None:
             raise Problem("train.on_nonfinite", "rollback found no checkpoint to go back to", "Set it to skip")
-        state = State.of(checkpoint.restore(found, self.ready.trained, self.ready.optimizer))
+        state = State.of(checkpoint.restore(found, self.ready.learned, self.ready.optimizer))
         self.tell.rewind(state.step)
         return state
 
@@ -198,7 +199,7 @@ class _Saver:
             self.tell.rewind(-1)
             self._note("no checkpoint was written yet, so the run starts from its beginning")
             return State()
-        state = State.of(checkpoint.restore(found, self.ready.trained, self.ready.optimizer))
+        state = State.of(checkpoint.restore(found, self.ready.learned, self.ready.optimizer))
         self.saved = state.step
         self.tell.rewind(state.step)
         self._note(f"going on from step {state.step} ({found.path.name})")
@@ -206,14 +207,15 @@ class _Saver:
 
     def finish(self, state: State) -> None:
         """Put the best weights back if they are wanted, and publish the model."""
-        if self.inputs.run.train.keep == "best" and 0 <= state.best_step < state.step:
-            self._put_best_back(self.folder.checkpoints / f"best-{state.best_step:08d}")
-        self._check_finite()
-        self._on_main(self._publish)
+        with self.inputs.optimizer.still(self.ready.optimizer):
+            if self.inputs.run.train.keep == "best" and 0 <= state.best_step < state.step:
+                self._put_best_back(self.folder.checkpoints / f"best-{state.best_step:08d}")
+            self._check_finite()
+            self._on_main(self._publish)
 
     def _put_best_back(self, path: Path) -> None:
         try:
-            checkpoint.restore(checkpoint.read(path), self.ready.trained, None)
+            checkpoint.restore(checkpoint.read(path), self.ready.learned, None)
         except Problem as problem:
             self._note(f"the last weights are kept, since the best ones are lost: {problem}")
         else:
@@ -221,7 +223,7 @@ class _Saver:
 
     def _write(self, path: Path, state: State, *, whole: bool) -> None:
         optimizer = self.ready.optimizer if whole else None
-        checkpoint.save(path, self.ready.trained, optimizer, state.plain(), self.facts)
+        checkpoint.save(path, self.ready.learned, optimizer, state.plain(), self.facts)
         keep = self.inputs.run.train.keep_checkpoints if whole else 1
         checkpoint.prune(path, keep)
 
@@ -236,7 +238,7 @@ class _Saver:
         sync_folder(self.folder.path)
 
     def _check_finite(self) -> None:
-        for name, weight in trainable(self.ready.trained).items():
+        for name, weight in self.ready.learned.weights.items():
             if not torch.isfinite(weight).all():
                 raise Problem(
                     f"weight {name}",
@@ -282,7 +284,7 @@ def _start_figures(inputs: Inputs, ready: Ready) -> dict[str, Any]:
         "rows": len(inputs.prepared.train),
         "validation_rows": len(inputs.prepared.validation),
         "tokens_per_step": math.ceil(tokens / max(1, inputs.stream.steps_per_epoch)),
-        "trainable": sum(weight.numel() for weight in trainable(ready.trained).values()),
+        "trainable": sum(weight.numel() for weight in ready.learned.weights.values()),
         "all": sum(weight.numel() for weight in ready.trained.parameters()),
     }
 
