@@ -31,6 +31,7 @@ FAMILIES = {
     "engine": "generate/engines",
     "listener": "train/listeners",
     "metric": "evaluate/metrics",
+    "merge": "merge/methods",
 }
 """The families by the word that names one member, and the folder that is their registry."""
 
