@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Annotated, Any
+from typing import Annotated
 
-import torch
 from pydantic import Field
 from torch.optim import AdamW as TorchAdamW
 from torch.optim import Optimizer
 
-from tunesmith.optimizers import OptimizerSpec
+from tunesmith.optimizers import Groups, OptimizerSpec, Shapes
+from tunesmith.optimizers._groups import decayed, fusible
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
 
@@ -27,23 +26,9 @@ class AdamW(OptimizerSpec):
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     """Share of each matrix that is taken off a step, times lr; vectors (norms, biases) are left alone."""
 
-    def build(self, groups: list[dict[str, Any]]) -> Optimizer:
-        parts = [part for group in groups for part in self._by_shape(group)]
-        return TorchAdamW(parts, betas=self.betas, eps=self.eps, fused=self._fusible(parts))
+    def build(self, groups: Groups, seed: int = 0) -> Optimizer:
+        parts = decayed(groups, self.weight_decay)
+        return TorchAdamW(parts, betas=self.betas, eps=self.eps, fused=fusible(parts))
 
-    def state_bytes(self, shapes: Sequence[torch.Size]) -> int:
-        return 8 * sum(shape.numel() for shape in shapes)
-
-    def _by_shape(self, group: dict[str, Any]) -> list[dict[str, Any]]:
-        matrices = [weight for weight in group["params"] if weight.ndim >= 2]
-        vectors = [weight for weight in group["params"] if weight.ndim < 2]
-        both = ((matrices, self.weight_decay), (vectors, 0.0))
-        return [{**group, "params": weights, "weight_decay": decay} for weights, decay in both if weights]
-
-    def _fusible(self, groups: list[dict[str, Any]]) -> bool:
-        """The fused update (one pass over memory) is faster on CPUs and GPUs and exists for floats there."""
-        return all(
-            weight.device.type in ("cpu", "cuda") and torch.is_floating_point(weight)
-            for group in groups
-            for weight in group["params"]
-        )
+    def state_bytes(self, shapes: Shapes) -> int:
+        return 8 * sum(shape.numel() for shape in shapes.values())

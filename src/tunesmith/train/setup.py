@@ -33,7 +33,7 @@ from tunesmith.models.load import Loaded, fingerprint, load, load_codec, load_co
 from tunesmith.models.policy import Policy
 from tunesmith.models.source import Found, find
 from tunesmith.objectives import Objective
-from tunesmith.optimizers import OptimizerSpec
+from tunesmith.optimizers import OptimizerSpec, named
 from tunesmith.train.checkpoint import Learned
 from tunesmith.train.steps import StoredSteps, precompute
 from tunesmith.train.survey import Shape, survey
@@ -108,7 +108,7 @@ def gather(run: Run, base: Path, tell: Tell) -> Inputs:
     codec = load_codec(found, run.model.chat_template)
     run = _resolve_model(run, found, tell)
     objective = cast(Objective, run.objective)
-    _check_method(cast(Method, run.method), objective, found)
+    _check_fit(run, objective, found)
     _check_reference(objective, cast(Method, run.method), found)
     prepared = prepare(run, objective.takes, codec, base, _reading(tell))
     tell(Event("data", values={"lines": prepared.lines}))
@@ -139,7 +139,8 @@ def build(inputs: Inputs, world: World | None, tell: Tell) -> Ready:
     steps = _steps(inputs, policy, world)
     method.begin(policy, _first_batches(steps, policy.device), inputs.total)
     learned = Learned.of(trained, method)
-    optimizer = inputs.optimizer.build(method.groups(trained, inputs.optimizer.lr))
+    groups = named(method.groups(trained, inputs.optimizer.lr), trained)
+    optimizer = inputs.optimizer.build(groups, run.train.seed)
     return Ready(loaded, policy, trained, learned, optimizer, steps)
 
 
@@ -240,14 +241,18 @@ def _stream(run: Run, prepared: Prepared) -> Stream:
     )
 
 
-def _check_method(method: Method, objective: Objective, found: Found) -> None:
-    """Put the method on the model's shapes, without its weights: what does not fit is refused before anything is read.
+def _check_fit(run: Run, objective: Objective, found: Found) -> None:
+    """Put method and optimizer on the model's shapes, without its weights: what does not fit is refused early.
 
     Raises:
-        Problem: an option does not fit this model.
+        Problem: an option does not fit this model, or this machine.
     """
+    method, optimizer = cast(Method, run.method), cast(OptimizerSpec, run.optimizer)
+    choice = choose(run.model.device, run.model.dtype)
+    optimizer.check(choice.device, choice.dtype)
     if found.adapter is None:
-        method.outline().apply(skeleton(found, objective.head))
+        trained = method.outline().apply(skeleton(found, objective.head))
+        optimizer.build(named(method.groups(trained, optimizer.lr), trained))
 
 
 def _check_reference(objective: Objective, method: Method, found: Found) -> None:

@@ -53,7 +53,7 @@ class Memory:
     def lines(self) -> list[tuple[str, str]]:
         names = {
             "weights": "weights of the model",
-            "learns": "of these or beside them: what learns, in float32",
+            "learns": "of these or beside them: what learns",
             "gradients": "gradients",
             "optimizer": "optimizer state",
             "activations": "activations of the largest micro-batch",
@@ -99,13 +99,13 @@ def survey(
     if checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
         activations = activations // layers + _saved_bytes(model, trained, batch)
-    shapes = [weight.shape for weight in trainable(trained).values()]
-    learns = sum(shape.numel() for shape in shapes)
+    shapes = {name: weight.shape for name, weight in trainable(trained).items()}
+    learns = sum(shape.numel() for shape in shapes.values())
     frozen = sum(w.numel() * w.element_size() for w in trained.parameters() if not w.requires_grad)
     memory = Memory(
         weights=frozen,
-        learns=4 * learns,
-        gradients=4 * learns,
+        learns=optimizer.holds.itemsize * learns,
+        gradients=optimizer.gradient_bytes(shapes),
         optimizer=optimizer.state_bytes(shapes),
         activations=activations,
         head=3 * 4 * max(CHUNK_NUMBERS, 16 * model.config.get_text_config().vocab_size),

@@ -53,11 +53,16 @@ class World:
         return self.total(float(flag)) > 0
 
     def sum_gradients(self, weights: Iterable[nn.Parameter]) -> None:
-        """Add the gradients of all ranks up, in place; a weight without one counts as zero."""
+        """Add the gradients of all ranks up, in place; a weight that has none on this rank counts as zero.
+
+        Weights that do not learn in this step, the same on all ranks, get none.
+        """
         if self.size == 1:
             return
         bucket: list[Tensor] = []
         for weight in weights:
+            if not weight.requires_grad:
+                continue
             if weight.grad is None:
                 weight.grad = torch.zeros_like(weight)
             bucket.append(weight.grad)
