@@ -18,6 +18,7 @@ STAIRS = (
     {"methods", "objectives", "optimizers"},
     {"generate"},
     {"train", "evaluate", "merge"},
+    {"compare"},
     {"cli"},
 )
 LEVEL = {room: level for level, rooms in enumerate(STAIRS) for room in rooms}

@@ -32,6 +32,8 @@ class Settings(Options):
     its mean over the tokens, or not at all."""
     training: tuple[DataSpec, ...] = ()
     """Rows that the model learned from, for the baselines and the set of labels; a run knows its own."""
+    against: Literal["base", "nothing"] = "base"
+    """Measure a tuned model beside its base, or alone."""
     samples: Annotated[int, Field(ge=0)] = 5
     """How many of the best and of the worst rows are shown."""
     tokens_per_batch: Positive = 8192

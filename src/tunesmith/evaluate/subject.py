@@ -95,14 +95,19 @@ class Subject:
         spec, head = self._spec(self.target), self.head
         if self.found.adapter is not None:
             opened = open_model(spec, head)
-            if head == "lm":  # the head of a base that was never trained to score is random
+            if self._beside_base:
                 with opened.off():
                     measure(BASE, opened)
             measure(TUNED, opened)
             return
-        if self.run is not None and head == "lm":
+        if self.run is not None and self._beside_base:
             measure(BASE, open_model(self._spec(self.run.model.path, self.run.model.revision)))
         measure(TUNED if self.run else MODEL, open_model(spec, head))
+
+    @property
+    def _beside_base(self) -> bool:
+        """Whether the base is measured too; the head of a base that was never trained to score is random."""
+        return self.head == "lm" and self.settings.against == "base"
 
     def fingerprints(self, codec: Codec) -> dict[str, str]:
         """Hashes of the base's weights and of what makes tokens."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 from torch import nn
@@ -16,6 +16,8 @@ Count = Annotated[int, Field(ge=0)]
 
 class Freeze(Method):
     """A few layers of the model learn, the others stay as they are."""
+
+    usual_lr: ClassVar[float] = 1e-4
 
     first: Count = 0
     """So many of the first layers learn."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import resource
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,6 +43,14 @@ def memory_bytes(device: torch.device) -> int:
     free = psutil.virtual_memory().available
     limit = _container_limit()
     return min(free, limit) if limit else free
+
+
+def peak_bytes(device: torch.device) -> int:
+    """The most bytes that this process has held on a device so far."""
+    if device.type == "cuda":
+        return int(torch.cuda.max_memory_allocated(device))
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def bf16_speed() -> float:

@@ -1,4 +1,6 @@
-"""The learning rate over a run: warm-up in a straight line, then cosine, linear or constant."""
+"""The learning rate over a run: warm-up in a straight line, then cosine, linear, constant, or up until a cool-down.
+
+The last (`wsd`: warm-up, stable, decay) is that of Hu et al., arXiv:2404.06395."""
 
 from __future__ import annotations
 
@@ -26,5 +28,12 @@ def factor(step: int, total: int, spec: TrainSpec) -> float:
     warmup = min(steps_of(spec.warmup, total), total - 1)
     if step < warmup:
         return (step + 1) / warmup
-    done = (step - warmup) / max(1, total - warmup)
-    return spec.final_lr + (1 - spec.final_lr) * SHAPES[spec.schedule](done)
+    return spec.final_lr + (1 - spec.final_lr) * _shape(step, warmup, total, spec)
+
+
+def _shape(step: int, warmup: int, total: int, spec: TrainSpec) -> float:
+    """How much of the way between the highest and the last learning rate is left, 1 to 0."""
+    if spec.schedule == "wsd":
+        cooldown = min(steps_of(spec.cooldown, total), total - warmup)
+        return min(1.0, (total - step) / max(1, cooldown))
+    return SHAPES[spec.schedule]((step - warmup) / max(1, total - warmup))
