@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 from pydantic import model_validator
 
 from tunesmith.core.problem import Problem
 from tunesmith.merge.methods import Array, Block, Each, MergeMethod
+from tunesmith.merge.products import combine
 
 
 class Linear(MergeMethod):
@@ -23,16 +23,13 @@ class Linear(MergeMethod):
     """Divide by the sum of the weights."""
 
     @model_validator(mode="after")
-    def _can_be_divided(self) -> Linear:
+    def _divisible(self) -> Linear:
         if self.normalize and sum(self.weight) == 0:
-            problem = Problem("weight", "the weights sum to 0, and the sum is divided by", "Set normalize to false")
-            raise ValueError(problem) from problem
+            what = "the weights add up to 0, and the mean divides by their sum"
+            raise ValueError(Problem("weight", what, "Choose others, or set normalize: false"))
         return self
 
     def merge(self, block: Block, known: Any) -> Array:
-        first, *others = block.tensors
+        """The models' rows, each times its part."""
         total = sum(self.weight) if self.normalize else 1.0
-        merged = np.multiply(first, self.weight[0], out=first)
-        for tensor, weight in zip(others, self.weight[1:], strict=True):
-            merged += np.multiply(tensor, weight, out=tensor)
-        return np.divide(merged, total, out=merged) if total != 1 else merged
+        return combine(block.tensors, [weight / total for weight in self.weight])
