@@ -20,7 +20,7 @@ PANELS = {
     "Start here": ("demo", "new"),
     "Look at data": ("data",),
     "Train": ("plan", "train", "resume"),
-    "Use what was trained": ("evaluate", "compare", "chat", "fold"),
+    "Use what was trained": ("evaluate", "compare", "chat", "fold", "merge", "adapters"),
     "Find out": ("explain", "doctor", "schema", "version"),
 }
 """The verbs in the order of the help; each is a file, or a folder of files, under `verbs`."""
