@@ -23,10 +23,15 @@ from tunesmith.train.verb import resume, train
 
 OPTIMIZERS = names("optimizer")
 
-SMALL: dict[str, dict[str, Any]] = {}
+SMALL: dict[str, dict[str, Any]] = {
+    "galore": {"rank": 4, "refresh": 3},
+    "apollo": {"rank": 4, "refresh": 3},
+    "badam": {"every": 2},
+    "lisa": {"layers": 1, "every": 2},
+}
 """Options that fit the small layers below, where the defaults are for large ones."""
 
-RUNS: dict[str, dict[str, Any]] = {}
+RUNS: dict[str, dict[str, Any]] = {"badam": {"method": "full"}, "lisa": {"method": "full"}}
 """What a run with an optimizer must also say."""
 
 
@@ -43,7 +48,7 @@ def spec_of(name: str) -> OptimizerSpec:
 
 def layers() -> nn.Module:
     torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(12, 24), nn.Tanh(), nn.Linear(24, 3))
+    return nn.Sequential(nn.Linear(12, 400), nn.Tanh(), nn.Linear(400, 3))
 
 
 class Course:
@@ -92,7 +97,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 class TestOptimizer:
     def test_learns(self, name: str) -> None:
         losses = Course(name, layers()).run(150, seed=1)
-        assert sum(losses[-5:]) < 0.5 * sum(losses[:5])
+        assert sum(losses[-5:]) / 5 < 0.5 * losses[0]
 
     def test_learns_at_its_own_lr(self, name: str) -> None:
         course = Course(name, layers(), spec_of(name).lr)
@@ -117,7 +122,7 @@ class TestOptimizer:
 
     def test_its_state_is_as_large_as_it_says(self, name: str) -> None:
         course = Course(name, layers())
-        held = [course.held() for inputs in task(8, seed=1) if course.step(inputs)]
+        held = [course.held() for inputs in task(24, seed=1) if course.step(inputs)]
         shapes = {name: weight.shape for name, weight in course.model.named_parameters()}
         assert course.spec.state_bytes(shapes) == pytest.approx(max(held), rel=0.1)
 

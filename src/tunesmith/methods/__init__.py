@@ -39,11 +39,28 @@ class Method(Plugin):
 
     changes_base: ClassVar[bool] = True
     """Whether weights of the base itself learn; they are then held in float32, whatever is computed in."""
+    usual_lr: ClassVar[float] = 2e-4
+    """A learning rate of AdamW that usually suits it; methods are compared with these."""
 
     @property
     def reversible(self) -> bool:
         """Whether `off` gives back the untouched model without a second copy of it."""
         return False
+
+    @property
+    def starts_at_identity(self) -> bool:
+        """Whether the model computes after `apply` and `begin` what it computed before; if not, a run says so."""
+        return True
+
+    @property
+    def needs_plain_base(self) -> str:
+        """Why the method cannot stand on a quantised base, for a person; empty where it can."""
+        return "it changes weights of the base itself, and quantised ones cannot learn" if self.changes_base else ""
+
+    @property
+    def virtual_tokens(self) -> int:
+        """Learned vectors before every row; each takes one place of the model's context."""
+        return 0
 
     @abstractmethod
     def apply(self, model: PreTrainedModel) -> nn.Module:
@@ -110,6 +127,10 @@ class Method(Plugin):
     def restore(self, model: nn.Module, state: Mapping[str, Tensor]) -> None:
         """Put back what `state` gave."""
 
+    def report(self, model: nn.Module) -> list[str]:
+        """What the method found out in the run, for a person: the gist first; all of it is kept in the record."""
+        return []
+
     def save(self, model: nn.Module, folder: Path) -> None:
         """Write the result so that transformers or PEFT load it; safetensors and JSON only.
 
@@ -118,7 +139,11 @@ class Method(Plugin):
         save_plain(model, folder)
 
     def fold(self, model: nn.Module) -> PreTrainedModel:
-        """The plain transformers model with the change melted into its weights; there already if they are its own."""
+        """The plain transformers model with the change melted into its weights; there already if they are its own.
+
+        Raises:
+            Problem: the change cannot be written as weights of this architecture.
+        """
         assert isinstance(model, PreTrainedModel)
         return model
 
@@ -148,6 +173,13 @@ def hold_in_float32(model: nn.Module) -> None:
     for weight in model.parameters():
         if weight.requires_grad and weight.dtype in (torch.bfloat16, torch.float16):
             weight.data = weight.data.float()
+
+
+def hold_in(model: nn.Module, kind: torch.dtype) -> None:
+    """Hold what learns in the number type that the optimizer wants."""
+    for weight in model.parameters():
+        if weight.requires_grad and weight.dtype != kind:
+            weight.data = weight.data.to(kind)
 
 
 def save_plain(model: nn.Module, folder: Path) -> None:

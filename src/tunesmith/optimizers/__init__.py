@@ -30,6 +30,10 @@ class OptimizerSpec(Plugin):
 
     holds: ClassVar[torch.dtype] = torch.float32
     """The number type in which the weights that learn are held."""
+    schedule: ClassVar[str | None] = None
+    """The only schedule after warm-up that goes with it; None for any."""
+    of_base: ClassVar[bool] = False
+    """Whether it is only for the base's own weights, not for an adapter beside them."""
 
     lr: Annotated[float, Field(gt=0)]
     """The highest learning rate, after warm-up."""

@@ -64,3 +64,20 @@ def none_hidden(name: str) -> Problem:
         "is for matrices inside layers, and none of the weights that learn is one",
         "Use the optimizer adamw, or a method whose weights are matrices, such as full or lora",
     )
+
+
+def larger(name: str, shape: torch.Size, rank: int) -> bool:
+    """Whether a weight is one matrix inside a layer that has at least so many rows and columns."""
+    return hidden(name, shape) and len(shape) == 2 and min(shape) >= rank
+
+
+def none_larger(name: str, rank: int, groups: Groups) -> Problem:
+    """The fault of an optimizer of low rank over weights that are all smaller than the rank."""
+    sizes = [min(weight.shape[-2:]) for weight in weights_of(divide(groups, hidden)[0])]
+    if not sizes:
+        return none_hidden(name)
+    return Problem(
+        f"optimizer.{name}.rank",
+        f"is {rank}, and the largest matrix that learns has only {max(sizes)} on its shorter side",
+        f"Use a rank well below {max(sizes)}, the method full, or the optimizer adamw",
+    )

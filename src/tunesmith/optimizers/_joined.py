@@ -7,8 +7,10 @@ from typing import Any
 
 from torch.optim import Optimizer
 
+from tunesmith.optimizers._own import Exact
 
-class Joined(Optimizer):
+
+class Joined(Exact):
     """One optimizer that steps others; groups and state are shared with them, so a checkpoint sees one."""
 
     def __init__(self, *parts: Optimizer) -> None:

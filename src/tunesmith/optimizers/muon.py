@@ -11,7 +11,6 @@ al., arXiv:2502.16982), or √max(1, rows / columns) (K. Jordan, kellerjordan.gi
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
 import torch
@@ -23,10 +22,9 @@ from torch.optim import Optimizer
 from tunesmith.optimizers import Groups, OptimizerSpec, Shapes
 from tunesmith.optimizers._groups import decayed, divide, fusible, hidden, none_hidden
 from tunesmith.optimizers._joined import Joined
+from tunesmith.optimizers._options import Beta, Positive, Share
+from tunesmith.optimizers._own import State, Stepping
 
-Beta = Annotated[float, Field(ge=0, lt=1)]
-Positive = Annotated[float, Field(gt=0)]
-Share = Annotated[float, Field(ge=0)]
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 
 
@@ -75,22 +73,14 @@ class Muon(OptimizerSpec):
         return sum((4 if hidden(name, shape) else 8) * shape.numel() for name, shape in shapes.items())
 
 
-class _Orthogonal(Optimizer):
+class _Orthogonal(Stepping):
     """Muon over matrices, or stacks of them."""
 
     def __init__(self, groups: Groups, spec: Muon) -> None:
         kept = {"momentum": spec.momentum, "look": spec.look, "iterations": spec.iterations, "size": spec.size}
         super().__init__(groups, {"lr": spec.lr, "weight_decay": spec.weight_decay, **kept})
 
-    @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
-        for group in self.param_groups:
-            for weight in group["params"]:
-                if weight.grad is not None:
-                    self._move(weight, weight.grad, group)
-
-    def _move(self, weight: Tensor, grad: Tensor, group: dict[str, Any]) -> None:
-        state = self.state[weight]
+    def move(self, weight: Tensor, grad: Tensor, state: State, group: dict[str, Any]) -> None:
         if not state:
             state["momentum"] = torch.zeros_like(weight)
         mean: Tensor = state["momentum"].lerp_(grad, 1 - group["momentum"])

@@ -302,7 +302,7 @@ def _prepared(parts: Parts) -> Iterator[Batch]:
 
 
 def _norm(weights: Sequence[nn.Parameter]) -> Tensor:
-    norms = [weight.grad.norm().float() for weight in weights if weight.grad is not None]
+    norms = [weight.grad.norm(dtype=torch.float32) for weight in weights if weight.grad is not None]
     return torch.stack(norms).norm() if norms else torch.zeros(())
 
 

@@ -24,13 +24,15 @@ from tunesmith.core.events import Event
 from tunesmith.core.problem import Problem
 from tunesmith.core.run import Run
 from tunesmith.data.prepare import Prepared, prepare
+from tunesmith.data.store import TokenStore
 from tunesmith.data.stream import Pace, Stream
 from tunesmith.data.tokenizer import Codec
-from tunesmith.methods import Method
+from tunesmith.methods import Method, hold_in
 from tunesmith.models.device import choose, memory_bytes
 from tunesmith.models.forest import Batch, by_row
-from tunesmith.models.load import Loaded, fingerprint, load, load_codec, load_config, skeleton
+from tunesmith.models.load import Loaded, fingerprint, load, load_codec, load_config, skeleton, told_of
 from tunesmith.models.policy import Policy
+from tunesmith.models.quantize import Held, settle
 from tunesmith.models.source import Found, find
 from tunesmith.objectives import Objective
 from tunesmith.optimizers import OptimizerSpec, named
@@ -106,8 +108,12 @@ def gather(run: Run, base: Path, tell: Tell) -> Inputs:
     """
     found = find(run.model.path, run.model.revision)
     codec = load_codec(found, run.model.chat_template)
-    run = _resolve_model(run, found, tell)
+    for text in run.told:
+        tell(Event("note", values={"text": text}))
     objective = cast(Objective, run.objective)
+    _check_sides(run, codec, objective)
+    run = _resolve_model(run, found, objective, tell)
+    run = _resolve_schedule(run, tell)
     _check_fit(run, objective, found)
     _check_reference(objective, cast(Method, run.method), found)
     prepared = prepare(run, objective.takes, codec, base, _reading(tell))
@@ -138,6 +144,7 @@ def build(inputs: Inputs, world: World | None, tell: Tell) -> Ready:
     policy = _policy(inputs, loaded, trained)
     steps = _steps(inputs, policy, world)
     method.begin(policy, _first_batches(steps, policy.device), inputs.total)
+    hold_in(trained, inputs.optimizer.holds)
     learned = Learned.of(trained, method)
     groups = named(method.groups(trained, inputs.optimizer.lr), trained)
     optimizer = inputs.optimizer.build(groups, run.train.seed)
@@ -166,15 +173,23 @@ def shape(inputs: Inputs, checkpointing: bool) -> Shape:
     """
     run = inputs.run
     rows = inputs.longest
+    place = settle(run.model, inputs.found)
     return survey(
         skeleton(inputs.found, inputs.objective.head),
         inputs.method.outline(),
         inputs.optimizer,
-        dtype=choose(run.model.device, run.model.dtype).dtype,
+        dtype=place.choice.dtype,
+        held=place.held,
         tokens=max(rows, min(run.train.tokens_per_batch, int(inputs.prepared.train.lengths.sum()))),
         row=rows,
+        answer=_answer_share(inputs.prepared.train),
         checkpointing=checkpointing,
     )
+
+
+def _answer_share(rows: TokenStore) -> float:
+    """The share of tokens that is learned."""
+    return float(rows.learned.sum() / rows.lengths.sum())
 
 
 def choose_checkpointing(inputs: Inputs, tell: Tell) -> Inputs:
@@ -205,19 +220,41 @@ def _roughly(inputs: Inputs) -> float:
     return 8 * weights + 160 * tokens * config.hidden_size * config.num_hidden_layers
 
 
-def _resolve_model(run: Run, found: Found, tell: Tell) -> Run:
-    """Write out device, number type and row length, so that a resumed run has the same."""
-    choice = choose(run.model.device, run.model.dtype)
-    spec = run.model.model_copy(update={"device": choice.device.type, "dtype": str(choice.dtype)[6:]})
+def _resolve_model(run: Run, found: Found, objective: Objective, tell: Tell) -> Run:
+    """Write out device, number type, quantisation and row length, so that a resumed run has the same."""
+    place = settle(run.model, found)
+    choice, held = place.choice, place.held
+    settled = {"device": choice.device.type, "dtype": str(choice.dtype)[6:]}
+    if held is None or not held.own:
+        settled["quantize"] = "none" if held is None else held.kind
+    spec = run.model.model_copy(update=settled)
     for reason in choice.reasons:
         tell(Event("note", values={"text": reason}))
+    if held is not None:
+        _check_held(held, cast(Method, run.method))
+        tell(Event("note", values={"text": told_of(found, objective.head, held)}))
     context = getattr(load_config(found).get_text_config(), "max_position_embeddings", None) or 1 << 30
-    wanted = run.train.max_tokens
-    if wanted is not None and wanted > context:
+    taken = cast(Method, run.method).virtual_tokens
+    room, wanted = context - taken, run.train.max_tokens
+    if wanted is not None and wanted > room:
+        vectors = f", of which the method's vectors take {taken}" if taken else ""
+        what = f"is {wanted}, and the model's context is {context}{vectors}"
+        raise Problem("train.max_tokens", what, f"Use {room} or less")
+    return _train(run.model_copy(update={"model": spec}), max_tokens=wanted or min(DEFAULT_MAX_TOKENS, room))
+
+
+def _check_held(held: Held, method: Method) -> None:
+    """Refuse a method over a base that is quantised where it cannot stand on one."""
+    if held.still:
+        hint = "Train on a GPU, or start from the plain model with model.quantize: nf4"
+        raise Problem("model.path", f"nothing trains over this base: {held.still}", hint)
+    if why := method.needs_plain_base:
+        over = "its files are quantised" if held.own else f"model.quantize is {held.kind}"
         raise Problem(
-            "train.max_tokens", f"is {wanted}, and the model's context is {context}", f"Use {context} or less"
+            f"method.{method.name()}",
+            f"needs a plain base ({why}), and {over}",
+            "Start from the plain model" if held.own else "Set model.quantize to none, or use the method lora",
         )
-    return _train(run.model_copy(update={"model": spec}), max_tokens=wanted or min(DEFAULT_MAX_TOKENS, context))
 
 
 def _resolve_step(run: Run, tokens: int, tell: Tell) -> Run:
@@ -228,6 +265,23 @@ def _resolve_step(run: Run, tokens: int, tell: Tell) -> Run:
         text = f"tokens_per_step {size}: an epoch has {tokens:,} tokens, and this gives it {LEAST_STEPS} steps"
         tell(Event("note", values={"text": text}))
     return _train(run, tokens_per_step=size)
+
+
+def _resolve_schedule(run: Run, tell: Tell) -> Run:
+    """Take the schedule that the optimizer needs.
+
+    Raises:
+        Problem: the run asks for another one.
+    """
+    optimizer = cast(OptimizerSpec, run.optimizer)
+    needed = optimizer.schedule
+    if needed is None or run.train.schedule == needed:
+        return run
+    if "schedule" in run.train.model_fields_set:
+        what = f"is {run.train.schedule}, and the optimizer {optimizer.name()} goes with {needed} alone"
+        raise Problem("train.schedule", what, f"Set it to {needed}, or leave it out")
+    tell(Event("note", values={"text": f"schedule {needed}: the only one for the optimizer {optimizer.name()}"}))
+    return _train(run, schedule=needed)
 
 
 def _stream(run: Run, prepared: Prepared) -> Stream:
@@ -241,6 +295,16 @@ def _stream(run: Run, prepared: Prepared) -> Stream:
     )
 
 
+def _check_sides(run: Run, codec: Codec, objective: Objective) -> None:
+    """Refuse an objective or an attention that is for the other kind of model."""
+    if objective.needs_encoder and not codec.encoder_decoder:
+        what = f"{objective.name()} is for models with an encoder, and {run.model.path} has a decoder only"
+        raise Problem("objective", what, "Use sft")
+    if codec.encoder_decoder and run.model.attention == "forest":
+        what = "is forest, and a model with an encoder and a decoder takes none"
+        raise Problem("model.attention", what, "Set it to auto or padded")
+
+
 def _check_fit(run: Run, objective: Objective, found: Found) -> None:
     """Put method and optimizer on the model's shapes, without its weights: what does not fit is refused early.
 
@@ -250,6 +314,12 @@ def _check_fit(run: Run, objective: Objective, found: Found) -> None:
     method, optimizer = cast(Method, run.method), cast(OptimizerSpec, run.optimizer)
     choice = choose(run.model.device, run.model.dtype)
     optimizer.check(choice.device, choice.dtype)
+    if optimizer.of_base and not method.changes_base:
+        raise Problem(
+            f"optimizer.{optimizer.name()}",
+            f"is for the base's own weights, and the method {method.name()} learns others beside them",
+            "Use the method full, or the optimizer adamw",
+        )
     if found.adapter is None:
         trained = method.outline().apply(skeleton(found, objective.head))
         optimizer.build(named(method.groups(trained, optimizer.lr), trained))
