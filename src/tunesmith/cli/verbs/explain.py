@@ -12,6 +12,7 @@ from tunesmith.cli import screen
 
 if TYPE_CHECKING:
     from tunesmith.cli.manual import Manual, Member, Option
+    from tunesmith.train.survey import Shape
 
 EPILOG = """\
 Examples:
@@ -20,11 +21,14 @@ Examples:
   tunesmith explain lora
   tunesmith explain train.warmup
   tunesmith explain data
+  tunesmith explain method --on builtin:seedling
 
 Names are written as in a run file; the last part is enough where it is
-clear."""
+clear. With --on MODEL, what a method (or every method) costs on that model
+is counted from its shapes: parameters, optimizer state, activations."""
 
 IN_RUN_FILES = ("objective", "method", "optimizer")
+COST_HEAD = ("method", "learns", "of all", "weights", "gradients", "optimizer", "activations")
 
 
 def explain(
@@ -32,12 +36,21 @@ def explain(
         str | None,
         typer.Argument(metavar="[NAME]", help="A plug-in, an option such as train.warmup, or a section such as train."),
     ] = None,
+    on: Annotated[
+        str | None, typer.Option("--on", metavar="MODEL", help="Count what a method costs on this model.")
+    ] = None,
+    optimizer: Annotated[str, typer.Option("--optimizer", help="The optimizer that --on counts with.")] = "adamw",
+    tokens: Annotated[
+        int, typer.Option("--tokens", min=2, help="Tokens of a micro-batch that --on counts with.")
+    ] = 4096,
 ) -> None:
     """Explain any plug-in or option of a run file: what it is, what it may be, its default, its paper."""
     from tunesmith.cli.manual import Manual
 
     manual = Manual.shipped()
-    if name is None:
+    if on is not None:
+        _costs(manual, name or "method", on, optimizer, tokens)
+    elif name is None:
         _everything(manual)
     elif not _exact(manual, name) and not _by_last_part(manual, name):
         raise _unknown(manual, name)
@@ -51,6 +64,35 @@ def _everything(manual: Manual) -> None:
         screen.pairs((member.name, member.summary) for member in members)
     screen.say()
     screen.say("`tunesmith explain NAME` tells all about one of them.")
+
+
+def _costs(manual: Manual, name: str, model: str, optimizer: str, tokens: int) -> None:
+    """A table of what methods cost on a model."""
+    from tunesmith.core.problem import Problem, nearest
+
+    known = [member.name for member in manual.families["method"]]
+    name = name.removeprefix("method.")
+    if name not in ("method", *known):
+        raise Problem(name, "is no method, and --on counts what methods cost", nearest(name, known))
+    from tunesmith.train.cost import costs
+
+    screen.hush()
+    row = min(tokens, 512)
+    found = costs(model, known if name == "method" else [name], optimizer, tokens=tokens, row=row)
+    rows = [_cost(cost.method, cost.shape) for cost in found if cost.shape is not None]
+    screen.heading(f"cost on {model}, with {optimizer} and {tokens:,} tokens in rows of {row:,}")
+    screen.table(COST_HEAD, rows, numbers=range(1, len(COST_HEAD)))
+    for cost in found:
+        if cost.refused:
+            screen.say(f"{cost.method}: {cost.refused}")
+
+
+def _cost(name: str, shape: Shape) -> tuple[str, ...]:
+    from tunesmith.train.survey import gigabytes
+
+    memory = shape.memory
+    parts = (memory.weights + memory.learns, memory.gradients, memory.optimizer, memory.activations)
+    return (name, f"{shape.trainable:,}", f"{shape.trainable / shape.all:.3%}", *map(gigabytes, parts))
 
 
 def _exact(manual: Manual, name: str) -> bool:

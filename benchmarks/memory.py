@@ -1,0 +1,158 @@
+"""Peak memory of methods on the same model and batch, measured, beside what `plan` says before the run.
+
+    python benchmarks/memory.py [--hidden 768 --layers 12 --tokens 2048] [NAME …]
+
+Each row is two processes of tunesmith: `plan`, and three steps of `train`, whose record holds the peak of its resident
+memory. The model has random weights in the shape of a Llama; nothing of it is downloaded. Prints a table in Markdown.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+WORDS = "the river ran slowly under old stone bridges while people talked about weather bread and trains".split()
+ROWS = 64
+
+SUBJECTS: dict[str, dict[str, Any]] = {
+    "full": {"method": "full"},
+    "full, GaLore": {"method": "full", "optimizer": {"galore": {"rank": 64}}},
+    "full, APOLLO": {"method": "full", "optimizer": {"apollo": {"rank": 64}}},
+    "full, LISA": {"method": "full", "optimizer": {"lisa": {}}},
+    "full, BAdam": {"method": "full", "optimizer": {"badam": {}}},
+    "full, Adafactor": {"method": "full", "optimizer": {"adafactor": {}}},
+    "LoRA": {"method": {"lora": {"rank": 16}}},
+    "LoRA-FA": {"method": {"lora_fa": {"rank": 16}}},
+    "LoRA, recomputed": {"method": {"lora": {"rank": 16}}, "train": {"checkpoint_activations": "on"}},
+    "QLoRA (nf4)": {"method": {"lora": {"rank": 16}}, "model": {"quantize": "nf4"}},
+    "prefix": {"method": {"prefix": {}}},
+    "prompt": {"method": {"prompt": {}}},
+    "bitfit norms": {"method": {"bitfit": {"what": "norms"}}},
+    "bottleneck": {"method": {"bottleneck": {}}},
+}
+
+
+def model(folder: Path, hidden: int, layers: int) -> None:
+    """Write a Llama with random weights and the shipped tokenizer."""
+    import torch
+    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+    from tunesmith import builtin
+
+    tokenizer = AutoTokenizer.from_pretrained(builtin.path("seedling"))
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=hidden,
+        intermediate_size=hidden * 8 // 3,
+        num_hidden_layers=layers,
+        num_attention_heads=hidden // 64,
+        num_key_value_heads=max(1, hidden // 256),
+        max_position_embeddings=2048,
+    )
+    torch.manual_seed(0)
+    LlamaForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def rows(file: Path, tokens: int) -> None:
+    """Write texts of about this many tokens each."""
+    lines = [
+        {"text": " ".join(WORDS[(place * (n + 3)) % len(WORDS)] for place in range(tokens * 2))} for n in range(ROWS)
+    ]
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def run_file(where: Path, subject: dict[str, Any], tokens: int, row: int, name: str) -> Path:
+    """The run of a subject."""
+    value = {
+        "model": {"path": str(where / "model"), "dtype": "float32", "device": "cpu", **subject.get("model", {})},
+        "data": str(where / "rows.jsonl"),
+        "objective": "pretrain",
+        "method": subject["method"],
+        "optimizer": subject.get("optimizer", "adamw"),
+        "validation": {"fraction": 0},
+        "train": {
+            "steps": 3,
+            "tokens_per_step": tokens,
+            "tokens_per_batch": tokens,
+            "max_tokens": row,
+            "over_long": "cut",
+            "checkpoint_activations": "off",
+            "checkpoint_every": 1000,
+            "listeners": [],
+            **subject.get("train", {}),
+        },
+        "output": str(where / "runs" / name),
+    }
+    file = where / f"{name}.yaml"
+    file.write_text(yaml.safe_dump(value, sort_keys=False))
+    return file
+
+
+def tunesmith(*words: object) -> str:
+    """What a command prints; its error ends the benchmark of this subject."""
+    done = subprocess.run(
+        [sys.executable, "-m", "tunesmith", *map(str, words)], capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        raise RuntimeError(done.stderr.strip()[-600:])
+    return done.stdout
+
+
+def planned(text: str) -> tuple[float, list[str]]:
+    """Gigabytes in all, and the lines of the memory section, from what `plan` prints."""
+    section = text.partition("\nmemory\n")[2].partition("\n\n")[0]
+    total = re.search(r"in all\s+([\d.]+) GB", section)
+    if total is None:
+        raise RuntimeError(f"no total in the plan:\n{text}")
+    return float(total.group(1)), section.splitlines()
+
+
+def measured(folder: Path) -> float:
+    """Gigabytes of the peak of a run."""
+    return json.loads((folder / "record.json").read_text())["peak_memory_bytes"] / 1e9
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("names", nargs="*", help="subjects; by default all")
+    parser.add_argument("--hidden", type=int, default=768)
+    parser.add_argument("--layers", type=int, default=12)
+    parser.add_argument("--tokens", type=int, default=4096, help="of a micro-batch")
+    parser.add_argument("--row", type=int, default=512, help="tokens of a row")
+    asked = parser.parse_args()
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    with tempfile.TemporaryDirectory() as scratch:
+        where = Path(scratch)
+        model(where / "model", asked.hidden, asked.layers)
+        rows(where / "rows.jsonl", asked.row)
+        print("| method | measured peak, GB | plan, GB | plan / measured | of full |")
+        print("| --- | --- | --- | --- | --- |")
+        full = 0.0
+        for number, (name, subject) in enumerate(SUBJECTS.items()):
+            if asked.names and name not in asked.names:
+                continue
+            file = run_file(where, subject, asked.tokens, asked.row, f"s{number}")
+            try:
+                said, _ = planned(tunesmith("plan", file))
+                tunesmith("train", file)
+            except RuntimeError as error:
+                print(f"| {name} | refused: {str(error).splitlines()[-1]} | | | |", flush=True)
+                continue
+            peak = measured(where / "runs" / f"s{number}")
+            full = full or peak
+            print(f"| {name} | {peak:.2f} | {said:.2f} | {said / peak:.2f} | {peak / full:.2f} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
