@@ -20,7 +20,24 @@ from typing import Any
 
 import yaml
 
-WORDS = "the river ran slowly under old stone bridges while people talked about weather bread and trains".split()
+WORDS = [
+    "the",
+    "river",
+    "ran",
+    "slowly",
+    "under",
+    "old",
+    "stone",
+    "bridges",
+    "while",
+    "people",
+    "talked",
+    "about",
+    "weather",
+    "bread",
+    "and",
+    "trains",
+]
 ROWS = 64
 
 SUBJECTS: dict[str, dict[str, Any]] = {
