@@ -67,11 +67,10 @@ def merge_tensors(folder: Path) -> None:
 def merge_models(recipe: Path, out: Path) -> None:
     """Merge by a recipe; what mergekit raises stands in FAULT beside what it wrote."""
     import torch
+    import yaml
     from mergekit.config import MergeConfiguration
     from mergekit.merge import run_merge
     from mergekit.options import MergeOptions
-
-    import yaml
 
     torch.manual_seed(0)
     config = MergeConfiguration.model_validate(yaml.safe_load(recipe.read_text()))
