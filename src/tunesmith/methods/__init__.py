@@ -17,6 +17,7 @@ from tunesmith.core.plugins import Plugin
 from tunesmith.core.problem import Problem
 from tunesmith.models.forest import Batch
 from tunesmith.models.policy import Policy
+from tunesmith.models.quantize import Held
 
 Losses = tuple[Tensor, dict[str, Tensor]]
 """A loss as a sum [], and further sums to report."""
@@ -52,10 +53,14 @@ class Method(Plugin):
         """Whether the model computes after `apply` and `begin` what it computed before; if not, a run says so."""
         return True
 
-    @property
-    def needs_plain_base(self) -> str:
-        """Why the method cannot stand on a quantised base, for a person; empty where it can."""
+    def unfit(self, held: Held) -> str:
+        """Why the method cannot stand on a base that is quantised so, for a person; empty where it can."""
         return "it changes weights of the base itself, and quantised ones cannot learn" if self.changes_base else ""
+
+    @property
+    def needs_quantized_base(self) -> str:
+        """Why the method makes sense on a quantised base only, for a person; empty where it stands on any."""
+        return ""
 
     @property
     def virtual_tokens(self) -> int:

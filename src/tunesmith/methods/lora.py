@@ -3,188 +3,129 @@
     W' = W + s B A,   A [r, in], B [out, r],   s = alpha / r  (rank-stabilised: alpha / sqrt r)
 
 Hu et al., arXiv:2106.09685; rsLoRA arXiv:2312.03732; DoRA arXiv:2402.09353; PiSSA arXiv:2404.02948;
-OLoRA arXiv:2406.01775. Starts that change the base (PiSSA, OLoRA) are saved as plain LoRA of twice the rank, whose
-base is the untouched model.
+OLoRA arXiv:2406.01775; EVA arXiv:2410.07170; LoftQ arXiv:2310.08659. Starts that change the base (PiSSA, OLoRA) are
+saved as plain LoRA of twice the rank, whose base is the untouched model.
 """
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
-from peft import LoraConfig, PeftConfig, PeftModel, TaskType, get_peft_model
-from pydantic import Field, field_validator, model_validator
+from peft import EvaConfig, PeftConfig, PeftModel
+from pydantic import model_validator
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from tunesmith.core.problem import Problem, nearest
-from tunesmith.methods import Method, hold_in_float32
+from tunesmith.core.problem import Problem
+from tunesmith.methods import Method
+from tunesmith.methods._eva import most_components, rank_lines, start_from_inputs
+from tunesmith.methods._loftq import make_up_for_quantizing
+from tunesmith.methods._low_rank import LowRank
+from tunesmith.methods._through_peft import wrapped
+from tunesmith.models.forest import Batch
+from tunesmith.models.policy import Policy
+from tunesmith.models.quantize import Held
 
-STARTS = {"zero": True, "gaussian": "gaussian", "orthogonal": "orthogonal", "pissa": "pissa", "olora": "olora"}
+STARTS = {"zero": True, "loftq": True}
+"""PEFT's word for a start where it is another; LoftQ's values are put in afterwards."""
 CHANGES_BASE = ("pissa", "olora")
 
 
-class Lora(Method):
+class Lora(LowRank):
     """A low-rank change beside frozen weights: little memory, a small file, and it can be switched off."""
 
-    changes_base: ClassVar[bool] = False
+    harmless: ClassVar[tuple[str, ...]] = (
+        *LowRank.harmless,
+        "PiSSA changes the base weights",  # so they do, and what is saved is converted to plain LoRA
+        "OLoRA changes the base weights",
+    )
 
-    rank: Annotated[int, Field(gt=0)] = 8
-    """Columns of the change; more can learn more and takes more memory."""
-    alpha: Annotated[float, Field(gt=0)] = 16.0
-    """Strength of the change: it is scaled by alpha / rank."""
-    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Share of inputs of the change that is left out at random while training."""
-    targets: tuple[str, ...] = ("all-linear",)
-    """Layers that get a change, by the end of their names, such as `q_proj`; `all-linear` for all but the head."""
-    scaling: Literal["classic", "rank_stabilized"] = "classic"
-    """alpha / rank, or alpha / sqrt(rank), which keeps large ranks learning."""
     form: Literal["plain", "dora"] = "plain"
     """`dora` learns the length of each column apart from its direction: often better, slower."""
-    start: Literal["zero", "gaussian", "orthogonal", "pissa", "olora"] = "zero"
-    """First values: a change of zero, or the base's principal (pissa) or orthogonal (olora) directions."""
-
-    @field_validator("targets", mode="before", json_schema_input_type=tuple[str, ...] | str)
-    @classmethod
-    def _one_is_a_list(cls, value: object) -> object:
-        return (value,) if isinstance(value, str) else value
+    start: Literal["zero", "gaussian", "orthogonal", "pissa", "olora", "eva", "loftq"] = "zero"
+    """First values: no change (zero, gaussian, orthogonal; eva along the data), the base's main directions (pissa,
+    olora), or what quantising the base lost (loftq)."""
+    ranks: Literal["even", "by_variance"] = "even"
+    """With start eva: the same rank for each layer, or more where its inputs vary more, as many in all."""
 
     @model_validator(mode="after")
     def _fits_together(self) -> Lora:
-        if self.form == "dora" and self.start in CHANGES_BASE:
-            problem = Problem("", f"form dora and start {self.start} do not go together", "Choose one of them")
-            raise ValueError(problem) from problem
+        faults = {
+            f"form dora and start {self.start} do not go together": self.form == "dora"
+            and self.start in (*CHANGES_BASE, "loftq"),
+            "start orthogonal needs an even rank": self.start == "orthogonal" and self.rank % 2 == 1,
+            "ranks by_variance needs the start eva": self.ranks == "by_variance" and self.start != "eva",
+        }
+        for fault, found in faults.items():
+            if found:
+                problem = Problem("", fault, "Change one of the two")
+                raise ValueError(problem) from problem
         return self
 
     @property
     def reversible(self) -> bool:
         return self.start not in CHANGES_BASE
 
-    def apply(self, model: PreTrainedModel) -> nn.Module:
-        self._check(model)
-        try:
-            trained = get_peft_model(model, self._config(model))
-        except ValueError as error:
-            what = f"PEFT refuses them for {type(model).__name__} ({str(error).splitlines()[0]})"
-            raise Problem(
-                "method.lora.targets", what, "Name other targets, or use the method freeze or full"
-            ) from error
-        if self.start in CHANGES_BASE:
-            _remember_start(trained)
-        hold_in_float32(trained)
-        return trained
+    @property
+    def starts_at_identity(self) -> bool:
+        return self.start != "loftq"
+
+    def unfit(self, held: Held) -> str:
+        return f"start {self.start} takes its first values out of the base's weights" if not self.reversible else ""
+
+    @property
+    def needs_quantized_base(self) -> str:
+        return "start loftq makes up for what quantising a base loses" if self.start == "loftq" else ""
 
     def outline(self) -> Method:
         return self.model_copy(update={"start": "zero"})
 
-    def adopt(self, model: PreTrainedModel, adapter: Path) -> nn.Module:
-        saved = PeftConfig.from_pretrained(str(adapter))
-        if not isinstance(saved, LoraConfig):
-            raise Problem(str(adapter), f"is a {saved.peft_type} adapter, not LoRA", "Fold it first: tunesmith fold")
-        self._check_adopted(saved)
-        saved.lora_dropout = self.dropout
-        trained = PeftModel.from_pretrained(model, str(adapter), is_trainable=True, config=saved)
-        hold_in_float32(trained)
+    def apply(self, model: PreTrainedModel) -> nn.Module:
+        trained = wrapped(super().apply(model))
+        if self.start in CHANGES_BASE:
+            _remember_start(trained)
+        if self.start == "loftq":
+            make_up_for_quantizing(trained)
         return trained
 
-    def off(self, model: nn.Module) -> AbstractContextManager[object]:
-        if not self.reversible:
-            return super().off(model)
-        return _peft(model).disable_adapter()
+    def begin(self, policy: Policy, batches: Iterator[Batch], steps: int) -> None:
+        if self.start == "eva":
+            start_from_inputs(policy, batches, redistribute=self.ranks == "by_variance")
+
+    def report(self, model: nn.Module) -> list[str]:
+        return rank_lines(wrapped(model)) if self.ranks == "by_variance" else []
 
     def save(self, model: nn.Module, folder: Path) -> None:
-        trained = _peft(model)
+        trained = wrapped(model)
         start = getattr(trained, "start_folder", None)
         convert = {} if start is None else {"path_initial_model_for_weight_conversion": start.name}
-        trained.save_pretrained(str(folder), safe_serialization=True, save_embedding_layers=False, **convert)
-        (folder / "README.md").unlink(missing_ok=True)
+        self._write(trained, folder, **convert)
 
-    def fold(self, model: nn.Module) -> PreTrainedModel:
-        return _peft(model).merge_and_unload()  # type: ignore[return-value]
+    def _more(self, model: PreTrainedModel) -> dict[str, Any]:
+        own = {"use_dora": self.form == "dora", "init_lora_weights": STARTS.get(self.start, self.start)}
+        if self.start == "eva":
+            rho = most_components(self.rank) / self.rank if self.ranks == "by_variance" else 1.0
+            own["eva_config"] = EvaConfig(rho=rho, adjust_scaling_factors=self.scaling == "classic")
+        return {**super()._more(model), **own}
 
-    def _config(self, model: PreTrainedModel) -> LoraConfig:
-        targets = "all-linear" if self.targets == ("all-linear",) else list(self.targets)
-        return LoraConfig(
-            task_type=TaskType.SEQ_CLS if hasattr(model, "score") else TaskType.CAUSAL_LM,
-            r=self.rank,
-            lora_alpha=self.alpha,  # type: ignore[arg-type]
-            lora_dropout=self.dropout,
-            target_modules=targets,
-            use_rslora=self.scaling == "rank_stabilized",
-            use_dora=self.form == "dora",
-            init_lora_weights=STARTS[self.start],  # type: ignore[arg-type]
-            fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.modules()),
-        )
-
-    def _check(self, model: PreTrainedModel) -> None:
-        self._check_start(model)
-        layers = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear | Conv1D)}
-        ends = {name.rpartition(".")[2] for name in layers}
-        for target in self.targets:
-            if target == "all-linear":
-                continue
-            chosen = [module for name, module in model.named_modules() if name == target or name.endswith(f".{target}")]
-            if not chosen:
-                raise Problem("method.lora.targets", f"no layer's name ends in {target!r}", nearest(target, ends))
-            self._check_tied(model, target, chosen)
-            for module in chosen:
-                self._check_rank(target, module)
-
-    def _check_adopted(self, saved: LoraConfig) -> None:
-        """An adapter keeps the shape it was made with; `all-linear` stands for the layers that it has."""
-        own = {
-            "rank": (self.rank, saved.r),
-            "alpha": (self.alpha, float(saved.lora_alpha)),
-            "scaling": (self.scaling, "rank_stabilized" if saved.use_rslora else "classic"),
-            "form": (self.form, "dora" if saved.use_dora else "plain"),
-            "start": (self.start, "zero"),
-        }
-        if self.targets != ("all-linear",) and not isinstance(saved.target_modules, str):
-            own["targets"] = (sorted(self.targets), sorted(saved.target_modules or ()))
-        for option, (wanted, found) in own.items():
-            if wanted != found:
-                raise Problem(
-                    f"method.lora.{option}",
-                    f"is {wanted}, and the adapter that is gone on with has {found}",
-                    f"Set {option}: {found}, or fold the adapter first and train a new one",
-                )
-
-    def _check_tied(self, model: PreTrainedModel, target: str, chosen: Sequence[nn.Module]) -> None:
-        tied = model.config.get_text_config().tie_word_embeddings
-        ends = (model.get_input_embeddings(), model.get_output_embeddings())
-        if tied and any(module is end for module in chosen for end in ends):
-            raise Problem(
-                "method.lora.targets",
-                f"{target} shares its weights with the other end of the model, so a change of it cannot be folded",
-                "Leave it out, or use the method freeze with names",
-            )
-
-    def _check_start(self, model: PreTrainedModel) -> None:
-        if self.start == "olora" and any(isinstance(module, Conv1D) for module in model.modules()):
+    def _check_layer(self, name: str, layer: nn.Module) -> None:
+        super()._check_layer(name, layer)
+        if self.start == "olora" and isinstance(layer, Conv1D):
             raise Problem(
                 "method.lora.start",
-                f"olora does not work for {type(model).__name__}, whose layers hold their weights transposed",
+                f"olora does not work for {name}, which holds its weights transposed",
                 "Use another start, such as pissa",
             )
+        if self.start not in ("zero", "gaussian") and isinstance(layer, nn.Embedding):
+            raise Problem("method.lora.start", f"{self.start} is not for embeddings ({name})", "Use zero or gaussian")
 
-    def _check_rank(self, target: str, module: nn.Module) -> None:
-        weight = getattr(module, "weight", None)
-        if weight is not None and self.rank > min(weight.shape):
-            raise Problem(
-                "method.lora.rank",
-                f"{self.rank} is more than {target} can have, a layer of {tuple(weight.shape)}",
-                f"Use {min(weight.shape)} or less",
-            )
-
-
-def _peft(model: nn.Module) -> PeftModel:
-    if not isinstance(model, PeftModel):
-        raise TypeError(f"expected a PEFT model, not {type(model).__name__}")
-    return model
+    def _adopted(self, model: PreTrainedModel, saved: PeftConfig) -> dict[str, tuple[Any, Any]]:
+        form = "dora" if saved.use_dora else "plain"  # type: ignore[attr-defined]
+        return {**super()._adopted(model, saved), "form": (self.form, form), "start": (self.start, "zero")}
 
 
 def _remember_start(trained: PeftModel) -> None:
