@@ -34,15 +34,23 @@ def read_yaml(path: Path) -> tuple[Any, Places]:
     Raises:
         Problem: not there, not UTF-8, not YAML, or YAML with tags, aliases or a key twice.
     """
+    return parse_yaml(read_text(path), str(path))
+
+
+def read_text(path: Path) -> str:
+    """The text of a YAML file.
+
+    Raises:
+        Problem: not there, too large, or not UTF-8.
+    """
     try:
         raw = _read(path)
     except OSError as error:
         raise Problem(str(path), f"cannot be read ({error.strerror})", "Check the path") from error
     try:
-        text = raw.decode("utf-8-sig")
+        return raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise Problem(str(path), f"is not UTF-8 (byte {error.start})", "Save it as UTF-8") from error
-    return parse_yaml(text, str(path))
 
 
 def _read(path: Path) -> bytes:

@@ -1,0 +1,233 @@
+"""The engine: pieces of the merged model, block by block, each thread at another place of the file that is written.
+
+    jobs (a piece, or some blocks of a large one) ─▶ threads: read rows ─▶ method ─▶ round once ─▶ write at its place
+                                                     the last job of a file ─▶ synced, hashed, renamed, noted
+
+Nothing is held but the blocks at work, so memory follows the number of threads and models and not their size. What is
+drawn at random follows from the seed and names alone, so the result is the same whatever the threads do.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import math
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tunesmith.core.problem import Problem
+from tunesmith.merge.inputs import Model
+from tunesmith.merge.layout import Piece
+from tunesmith.merge.methods import Array, Block, MergeMethod, Whole
+from tunesmith.merge.numbers import Bits, encode, finite
+from tunesmith.merge.output import ShardFile, Staging
+from tunesmith.merge.tokens import Vocabulary
+
+BLOCK = 1 << 16
+"""Numbers of one tensor in a block, to whole rows: what is computed with stays in the processor's cache. Random draws
+are made block by block, so another size gives another draw."""
+
+SPAN = 64
+"""Blocks of a large piece that one thread takes at once, where its method needs nothing of the whole tensor."""
+
+MEGA = 1_000_000
+
+Progress = Callable[[str, int, int], None]
+"""Told what is done, how much of it, and how much there is."""
+
+
+def silent(what: str, done: int, total: int) -> None:
+    """Hear nothing."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """Some blocks of a piece in a file."""
+
+    shard: ShardFile
+    piece: Piece
+    first: int
+    end: int
+
+
+class Engine:
+    """Merges the pieces of a layout into the files of a staging folder."""
+
+    def __init__(
+        self, models: Sequence[Model], vocabulary: Vocabulary | None, seed: int, listen: Progress = silent
+    ) -> None:
+        self.models = models
+        self.vocabulary = vocabulary
+        self.seed = seed
+        self.listen = listen
+        self._lock = threading.Lock()
+        self._done = 0
+        self._total = 0
+        self._stopped = False
+
+    def run(self, staging: Staging, threads: int) -> None:
+        """Write every file that is not finished yet.
+
+        Raises:
+            Problem: a result that is not finite, an input that changes while it is read, a disk that is full.
+        """
+        shards = staging.unfinished()
+        self._total = sum(piece.bytes for shard in shards for piece in shard.pieces)
+        jobs = [job for shard in shards for job in self._jobs(shard)]
+        left = Counter(job.shard.name for job in jobs)
+
+        def work(job: Job) -> None:
+            if self._stopped:
+                return
+            self._work(job)
+            with self._lock:
+                left[job.shard.name] -= 1
+                last = left[job.shard.name] == 0
+            if last:
+                staging.finish(job.shard)
+
+        _keep_freed_memory()
+        with ThreadPoolExecutor(threads, "merge") as pool:
+            waiting = [pool.submit(work, job) for job in jobs]
+            try:
+                for future in waiting:
+                    future.result()
+            finally:
+                self._stopped = True
+                pool.shutdown(cancel_futures=True)
+        for model in self.models:
+            model.weights.check_unchanged()
+
+    def _jobs(self, shard: ShardFile) -> Iterator[Job]:
+        """The jobs of a file, those of its largest pieces first, so that no thread is left with one at the end."""
+        for piece in sorted(shard.pieces, key=lambda piece: -piece.bytes):
+            count = blocks(piece)
+            span = count if _measures(piece.method) else SPAN
+            for first in range(0, max(count, 1), max(span, 1)):
+                yield Job(shard, piece, first, min(first + span, count))
+
+    def _work(self, job: Job) -> None:
+        piece = job.piece
+        known = piece.method.measure(self._whole(piece)) if piece.method and _measures(piece.method) else None
+        for number in range(job.first, job.end):
+            if self._stopped:
+                return
+            bits = self._bits(piece, number, known)
+            job.shard.write(piece, number * rows(piece), bits)
+            self._tell(bits.nbytes)
+
+    def _tell(self, written: int) -> None:
+        with self._lock:
+            before, self._done = self._done, self._done + written
+            if before // MEGA != self._done // MEGA or self._done == self._total:
+                self.listen("MB merged", self._done // MEGA, self._total // MEGA)
+
+    def _bits(self, piece: Piece, number: int, known: Any) -> Bits:
+        if piece.method is None:
+            return self._copied(piece, number)
+        block = self._block(piece, number)
+        with np.errstate(all="ignore"):  # what is not finite is found below, and told with its tensor
+            merged = piece.method.merge(block, known)
+        bits = encode(np.ascontiguousarray(merged), piece.stored)
+        if not finite(bits, piece.stored):
+            raise self._not_finite(piece, number)
+        return bits
+
+    def _copied(self, piece: Piece, number: int) -> Bits:
+        """Bits of a tensor that holds no floating-point numbers; all models must have the same.
+
+        Raises:
+            Problem: they differ.
+        """
+        first, end = _span(piece, number)
+        found = [self.models[part.model].weights.tensors[part.name].bits(first, end) for part in piece.parts]
+        if any(not np.array_equal(found[0], other) for other in found[1:]):
+            what = f"holds {piece.stored} numbers that differ between the models, and such cannot be merged"
+            raise Problem(piece.name, what, "Take the tensor from one model")
+        return found[0]
+
+    def _whole(self, piece: Piece) -> Whole:
+        return Whole(piece.shape, blocks(piece), lambda number: self._block(piece, number))
+
+    def _block(self, piece: Piece, number: int) -> Block:
+        read = self._aligned if piece.vocabulary else self._read
+        found = [read(piece, place, number) for place in range(len(piece.parts))]
+        base = None if piece.base is None else found.pop(piece.base)
+        return Block(base, tuple(found), number, lambda model: generator(self.seed, piece.name, model, number))
+
+    def _read(self, piece: Piece, place: int, number: int) -> Array:
+        part = piece.parts[place]
+        return self.models[part.model].read(part.name, *_span(piece, number), piece.kind)
+
+    def _aligned(self, piece: Piece, place: int, number: int) -> Array:
+        """Rows of an embedding by the tokens of the merged vocabulary."""
+        assert self.vocabulary is not None
+        names = {part.model: part.name for part in piece.parts}
+
+        def pick(model: int, ids: NDArray[np.intp]) -> Array:
+            return self.models[model].gather(names.get(model, piece.name), ids, piece.kind)
+
+        first, end = _span(piece, number)
+        return self.vocabulary.rows(piece.parts[place].model, first, end, pick)
+
+    def _not_finite(self, piece: Piece, number: int) -> Problem:
+        block = self._block(piece, number)
+        others = [model for place, model in enumerate(piece.parts) if place != piece.base]
+        inputs = [(piece.parts[piece.base], block.base)] if piece.base is not None else []
+        for part, values in [*inputs, *zip(others, block.tensors, strict=True)]:
+            if values is not None and not np.isfinite(values).all():
+                name = str(self.models[part.model])
+                return Problem(name, f"its tensor {part.name} is not finite", "The files are damaged; fetch them again")
+        what = f"comes out infinite or undefined by {piece.method.name() if piece.method else 'copying'}"
+        return Problem(piece.name, what, "Check the recipe's weights, or set out_dtype to bfloat16 or float32")
+
+
+def _keep_freed_memory() -> None:
+    """Let glibc keep the memory of a block for the next one.
+
+    It would give it back to the system each time and take it anew, page by page, which took a third of all CPU time.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError, TypeError):  # another C library
+        return
+    mallopt(_MMAP_THRESHOLD, 64 * MEGA)
+    mallopt(_TRIM_THRESHOLD, 256 * MEGA)
+
+
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
+"""Their numbers in glibc's malloc.h."""
+
+
+def rows(piece: Piece) -> int:
+    """Rows of a piece in one block; a tensor of one axis is one row."""
+    return max(1, BLOCK // max(1, math.prod(piece.shape[1:])))
+
+
+def blocks(piece: Piece) -> int:
+    """Blocks of a piece."""
+    return 1 if len(piece.shape) < 2 else -(-piece.shape[0] // rows(piece))
+
+
+def generator(seed: int, tensor: str, model: int, block: int) -> np.random.Generator:
+    """The random numbers for one model's rows of one block."""
+    digest = hashlib.sha256(f"{seed}/{model}/{block}/{tensor}".encode()).digest()
+    return np.random.Generator(np.random.Philox(key=np.frombuffer(digest[:16], np.uint64)))
+
+
+def _span(piece: Piece, number: int) -> tuple[int, int]:
+    if len(piece.shape) < 2:
+        return 0, 1
+    first = number * rows(piece)
+    return first, min(first + rows(piece), piece.shape[0])
+
+
+def _measures(method: MergeMethod | None) -> bool:
+    return method is not None and type(method).measure is not MergeMethod.measure
