@@ -42,7 +42,7 @@ class Multislerp(MergeMethod):
         units = units_of(both, sizes + self.eps)
         size = length(weights, units)
         if size < self.eps:
-            return self._straight(weights)
+            return self._straight(weights, sizes)
         mean = weights / size
         side = weights - (weights @ units @ mean) * mean
         turn = length(side, units) + self.eps
@@ -64,8 +64,8 @@ class Multislerp(MergeMethod):
             raise Problem("weight", "the weights add up to 0", "Choose others, or set normalize_weights: false")
         return weights / total if self.normalize_weights else weights
 
-    def _straight(self, weights: Amounts) -> Amounts:
-        """Two opposite directions have no mean on the sphere; along the straight line they have."""
-        if len(weights) == 2:
+    def _straight(self, weights: Amounts, sizes: Amounts) -> Amounts:
+        """Two opposite directions have no mean on the sphere, but along the straight line; nor has what is all zero."""
+        if len(weights) == 2 or not sizes.any():
             return weights
         raise Problem("weight", "the weighted directions of the models cancel", "Choose other weights")
