@@ -99,11 +99,13 @@ class TestOptimizer:
         losses = Course(name, layers()).run(150, seed=1)
         assert sum(losses[-5:]) / 5 < 0.5 * losses[0]
 
-    def test_learns_at_its_own_lr(self, name: str) -> None:
-        course = Course(name, layers(), spec_of(name).lr)
-        inputs = task(1, seed=1)[0]
-        losses = [course.step(inputs) for _ in range(60)]
-        assert losses[-1] < 0.999 * losses[0]
+    def test_a_model_learns_at_its_own_lr(self, name: str, base: Path, tmp_path: Path) -> None:
+        """All rows in every step, so that the losses are of the same text."""
+        dtype = str(spec_of(name).holds)[6:]
+        options = {"model": {"dtype": dtype}, "method": "full", "optimizer": {name: SMALL.get(name)}}
+        result = tiny.trained(base, tmp_path, train={"steps": 12, "epochs": 12, "rows_per_step": 12}, **options)
+        losses = tiny.losses(result)
+        assert losses[-1] < losses[0] - 0.004
 
     def test_each_group_keeps_its_own_lr(self, name: str) -> None:
         course = Course(name, layers())
@@ -188,3 +190,34 @@ class TestAdamW:
             optimizer.step()
         for weight, expected in zip(model.parameters(), weights, strict=True):
             assert torch.allclose(weight, expected, atol=1e-12)
+
+
+class TestRefusals:
+    """What a run is told before its data are read, which are not there."""
+
+    @pytest.mark.parametrize(
+        ("optimizer", "method", "options", "words"),
+        [
+            ("muon", "bitfit", {"family": "qwen2"}, r"optimizer\.muon: is for matrices inside layers, and none"),
+            ({"galore": {"rank": 4}}, "bitfit", {"family": "qwen2"}, r"optimizer\.galore: is for matrices inside"),
+            ("apollo", "lora", {}, r"optimizer\.apollo\.rank: is 256, .* has only 8 on its shorter side.*adamw"),
+            ("badam", "lora", {}, r"optimizer\.badam: is for the base's own weights, and the method lora"),
+            ("lisa", {"freeze": {"last": 1}}, {}, r"optimizer\.lisa: lets layers learn in turn and needs 3 of them"),
+            ("bf16", "lora", {}, r"optimizer\.bf16: holds weights in bfloat16"),
+            ("paged_adamw", "lora", {}, r"optimizer\.paged_adamw: moves state between a CUDA GPU"),
+        ],
+    )
+    def test_what_does_not_fit_is_refused_early(
+        self, optimizer: Any, method: Any, options: dict[str, Any], words: str, tmp_path: Path
+    ) -> None:
+        base = tiny.folder(tmp_path / "base", **options)
+        run = tiny.run_of(base, tmp_path, optimizer=optimizer, method=method)
+        (tmp_path / "sft.jsonl").unlink()
+        with pytest.raises(Problem, match=words):
+            train(run)
+
+    def test_schedule_free_goes_without_a_falling_lr(self, base: Path, tmp_path: Path) -> None:
+        with pytest.raises(Problem, match=r"train\.schedule: is linear, and the optimizer schedule_free goes with"):
+            train(tiny.run_of(base, tmp_path, optimizer="schedule_free", train={"schedule": "linear"}))
+        result = tiny.trained(base, tmp_path, optimizer="schedule_free", train={"warmup": 2})
+        assert {event.values["lr"] for event in tiny.events(result, "step")[2:]} == {5e-4}

@@ -51,9 +51,13 @@ CASES: dict[str, dict[str, Any]] = {
     "sft": {"method": {"lora": {"start": "gaussian"}}, "validation": {"fraction": 0.2}},
     "dpo": {"method": "lora", "train": {"rows_per_step": 3}},
     "reward": {"method": {"freeze": {"last": 1}}},
-    "pretrain": {"method": "full", "train": {"rows_per_step": 1, "steps": 5}},
+    "pretrain": {
+        "method": "full",
+        "optimizer": {"lisa": {"layers": 1, "every": 1, "lr": 1e-3}},
+        "train": {"rows_per_step": 1, "steps": 5},
+    },
 }
-"""With steps of one row a rank has nothing to do; with three the shares are uneven."""
+"""With steps of one row a rank has nothing to do; with three the shares are uneven; layers in turn get no gradient."""
 NOISY: dict[str, Any] = {"method": {"lora": {"dropout": 0.1}}, "train": {"tokens_per_batch": 80, "neftune": 5}}
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable
+from functools import cache
 from typing import Any, Literal
 
 import torch
@@ -78,5 +79,11 @@ def _functions(name: str, like: Tensor) -> tuple[Callable[..., Any], Callable[..
     """How blocks are quantised and read back, and the steps: signed ones for the mean, others for the square."""
     from bitsandbytes import functional
 
-    table = functional.create_dynamic_map(signed=name == MEAN)
-    return functional.quantize_blockwise, functional.dequantize_blockwise, table.to(like.device)
+    return functional.quantize_blockwise, functional.dequantize_blockwise, _table(name == MEAN, like.device)
+
+
+@cache
+def _table(signed: bool, device: torch.device) -> Tensor:
+    from bitsandbytes import functional
+
+    return functional.create_dynamic_map(signed=signed).to(device)

@@ -30,7 +30,7 @@ class Adafactor(OptimizerSpec):
     """The mean square remembers 1 - t^decay in step t: the nearer to 0, the shorter its memory."""
     least_size: Positive = 1e-3
     """Weights smaller than this, such as those that start at zero, change as if they were so large."""
-    clip: Positive = 1.0
+    clip: Annotated[float, Field(ge=1)] = 1.0
     """Largest root mean square of an update, before lr."""
     weight_decay: Share = 0.0
     """Share of each matrix that is taken off a step, times lr; vectors (norms, biases) are left alone."""

@@ -180,8 +180,14 @@ def _listed(folder: Path, kind: str) -> list[Path]:
 
 
 def bytes_needed(learned: Learned, optimizer: Optimizer | None) -> int:
-    """About how many bytes a checkpoint takes."""
-    return learned.bytes * (3 if optimizer is not None else 1) + (1 << 20)
+    """About how many bytes a checkpoint takes; before the first step, as if the optimizer were AdamW."""
+    state = _state_bytes(optimizer) or 2 * learned.bytes if optimizer is not None else 0
+    return learned.bytes + state + (1 << 20)
+
+
+def _state_bytes(optimizer: Optimizer) -> int:
+    tensors = (value for state in optimizer.state.values() for value in state.values() if isinstance(value, Tensor))
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
 def _check_space(folder: Path, learned: Learned, optimizer: Optimizer | None) -> None:
