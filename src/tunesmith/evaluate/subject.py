@@ -17,6 +17,7 @@ from tunesmith.evaluate.scoring import Progress
 from tunesmith.evaluate.settings import Settings
 from tunesmith.evaluate.verdict import BASE, MODEL, TUNED
 from tunesmith.generate.opened import Opened, open_model
+from tunesmith.models.ancestor import saved_length
 from tunesmith.models.load import HeadKind, fingerprint, load_codec, load_config
 from tunesmith.models.source import Found, find, head_of, read_json
 from tunesmith.objectives import Objective
@@ -56,8 +57,9 @@ class Subject:
 
     @property
     def context(self) -> int:
-        """The longest row, in tokens."""
-        return getattr(load_config(self.found).get_text_config(), "max_position_embeddings", None) or NO_LIMIT
+        """The longest row, in tokens; a soft prompt takes its places before it."""
+        context = getattr(load_config(self.found).get_text_config(), "max_position_embeddings", None) or NO_LIMIT
+        return context - saved_length(self.found.adapter)
 
     @property
     def rules(self) -> Rules | None:

@@ -4,7 +4,8 @@
     base shards ─▶ + change in float32 ─▶ rounded once ─▶ staging ─▶ reloaded, logits compared ─▶ renamed
 
 One shard of the base is in memory at a time. The folded model appears under its name only after its logits on real
-prompts agree with those of base and adapter; else it is removed and the difference is told.
+prompts agree with those of base and adapter; else it is removed and the difference is told. A base that was held in
+few bits while training is written out in memory instead, so that the folded model is the one that was trained.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 from peft import PeftModel
@@ -25,9 +27,13 @@ from tunesmith.core.problem import Problem
 from tunesmith.core.records import Message
 from tunesmith.core.run import ModelSpec
 from tunesmith.core.rundir import sync_folder, write_json
+from tunesmith.merge.few_bits import Shift, as_trained, held_as, shift
 from tunesmith.merge.lowrank import Adapter, Change, read_adapter
+from tunesmith.methods._own import saved_method
+from tunesmith.models.ancestor import saved_length, unfoldable
 from tunesmith.models.device import DTYPES
 from tunesmith.models.load import load, load_codec, save_tokenizer
+from tunesmith.models.quantize import Held, write_out
 from tunesmith.models.source import Found, find, head_of, read_json
 
 Hear = Callable[[str], None]
@@ -49,19 +55,32 @@ SHARD_BYTES = 4_000_000_000
 class Folded:
     """A folded model, and how far it is from base and adapter.
 
-    difference: largest difference of logits relative to the largest logit; prompts: on how many it was measured.
+    difference: largest difference of logits relative to the largest logit; prompts: on how many it was measured;
+    shift: where the base was held in few bits, how far the original base is from it; original: whether that was taken.
     """
 
     folder: Path
     difference: float
     prompts: int
     dtype: str
+    shift: Shift | None = None
+    original: bool = False
 
     @property
     def lines(self) -> list[str]:
         return [
             f"folded model: {self.folder} ({self.dtype})",
             f"logits agree with base + adapter to {self.difference:.1e} of the largest logit on {self.prompts} prompts",
+            *([] if self.shift is None else self._told(self.shift)),
+        ]
+
+    def _told(self, shift: Shift) -> list[str]:
+        far = f"{shift.difference:.1e} of the largest logit and {shift.nats:.1e} nats a token"
+        if self.original:
+            return [f"it has the original weights; the model that was trained, over {shift.kind}, is {far} away"]
+        return [
+            f"it has the weights of the base as it was trained, written out of {shift.kind}; over the original "
+            f"weights (--base original) it would be {far} away from what was trained"
         ]
 
 
@@ -71,18 +90,23 @@ def fold(
     dtype: str = "auto",
     prompts: tuple[str, ...] = PROMPTS,
     hear: Hear = lambda text: None,
+    base: Literal["trained", "original"] = "trained",
 ) -> Folded:
     """Fold the adapter of a run or an adapter folder into its base.
 
-    output: the new folder, by default `folded` in the run or beside the adapter; dtype: `auto` keeps the base's.
+    output: the new folder, by default `folded` in the run or beside the adapter; dtype: `auto` keeps the base's; base:
+    of one that was held in few bits, what these stood for while training, or the original weights.
 
     Raises:
         Problem: nothing to fold, the output exists, or the folded model does not compute what it should.
     """
     found = find(target)
-    if found.adapter is None:
-        raise Problem(target, "holds plain weights, so there is nothing to fold", "Use the model as it is")
-    folder = output or (found.run.path if found.run else found.adapter) / "folded"
+    adapter = _foldable(target, found)
+    held = held_as(found)
+    if base == "original" and held is not None and held.own:
+        raise Problem("--base", "the files of this base hold no original weights", "Leave it out")
+    over = held if base == "trained" else None
+    folder = output or (found.run.path if found.run else adapter) / "folded"
     if folder.exists():
         raise Problem(str(folder), "exists already", "Choose another --output, or remove the folder")
     kind = _kind(found, dtype)
@@ -90,26 +114,51 @@ def fold(
     shutil.rmtree(staging, ignore_errors=True)
     staging.mkdir(parents=True)
     try:
-        _write(found, staging, kind, hear)
+        _write(found, over, staging, kind, hear)
         hear("reloading the folded model and comparing logits")
-        difference = _compare(found, staging, prompts)
+        chats = _chats(found, prompts)
+        expected = _logits(_with_adapter(found, over), chats)
+        difference = _difference(expected, _logits(_load(staging, found), chats))
         _refuse_mismatch(difference, kind, target)
+        moved = None
+        if held is not None and not held.own:
+            hear("comparing logits over the base in few bits and over the original one")
+            other = _logits(_with_adapter(found, None if over else held), chats)
+            moved = shift(held.kind, *((expected, other) if over else (other, expected)))
         _sync(staging)
         staging.rename(folder)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
     sync_folder(folder.parent)
-    return Folded(folder, difference, len(prompts), str(kind)[6:])
+    return Folded(folder, difference, len(prompts), str(kind)[6:], moved, base == "original")
 
 
-def _write(found: Found, folder: Path, dtype: torch.dtype, hear: Hear) -> None:
+def _foldable(target: str, found: Found) -> Path:
+    """The adapter of a target.
+
+    Raises:
+        Problem: there is none, or none that plain weights could hold.
+    """
+    if found.adapter is None:
+        raise Problem(target, "holds plain weights, so there is nothing to fold", "Use the model as it is")
+    if saved_length(found.adapter):
+        raise unfoldable(target)
+    if (own := saved_method(found.adapter)) is not None:
+        raise own.no_fold()
+    return found.adapter
+
+
+def _write(found: Found, held: Held | None, folder: Path, dtype: torch.dtype, hear: Hear) -> None:
     assert found.adapter is not None
     adapter = read_adapter(found.adapter)
-    if adapter is not None and _covers(adapter, found.base):
+    if held is not None:
+        hear(f"the base was trained over in {held.kind}: it is written out as it was, and the adapter folded into that")
+        _fold_whole(found, held, folder, dtype)
+    elif adapter is not None and _covers(adapter, found.base):
         _fold_shards(adapter, found.base, folder, dtype, hear)
     else:
         hear("this adapter needs its model: folding in memory through PEFT")
-        _fold_whole(found, folder, dtype)
+        _fold_whole(found, None, folder, dtype)
     save_tokenizer(load_codec(found), found, folder)
 
 
@@ -165,36 +214,48 @@ def _folded(change: Change | None, weight: Tensor, dtype: torch.dtype) -> Tensor
     return weight.to(dtype).contiguous() if weight.is_floating_point() else weight
 
 
-def _fold_whole(found: Found, folder: Path, dtype: torch.dtype) -> None:
-    model = _with_adapter(found).merge_and_unload()  # pyright: ignore[reportCallIssue]
+def _fold_whole(found: Found, held: Held | None, folder: Path, dtype: torch.dtype) -> None:
+    base = _base(found, held) if held is None else write_out(_base(found, held))
+    adapted = PeftModel.from_pretrained(base, str(found.adapter), is_trainable=False)
+    model = adapted.merge_and_unload()  # pyright: ignore[reportCallIssue]
     model.to(dtype).save_pretrained(folder, safe_serialization=True)
 
 
-def _with_adapter(found: Found) -> PeftModel:
-    base = _load(found.base, found)
-    return PeftModel.from_pretrained(base, str(found.adapter), is_trainable=False)
+def _with_adapter(found: Found, held: Held | None) -> PeftModel:
+    return PeftModel.from_pretrained(_base(found, held), str(found.adapter), is_trainable=False)
+
+
+def _base(found: Found, held: Held | None) -> PreTrainedModel:
+    return _load(found.base, found) if held is None else as_trained(found, held)
 
 
 def _load(folder: Path, source: Found) -> PreTrainedModel:
     return load(ModelSpec(path=str(folder), dtype="float32", attention="padded"), head_of(source)).model
 
 
-def _compare(found: Found, folder: Path, prompts: tuple[str, ...]) -> float:
-    """The largest difference of logits between base + adapter and the folded model, relative to the largest logit."""
+def _chats(found: Found, prompts: tuple[str, ...]) -> list[Tensor]:
+    """The tokens [1, L] of each prompt, as a chat."""
     codec = load_codec(found)
-    chats = [
+    return [
         torch.tensor([codec.encode_chat([Message("user", prompt)], add_generation_prompt=True)]) for prompt in prompts
     ]
-    expected = _logits(_with_adapter(found), chats)
-    got = _logits(_load(folder, found), chats)
+
+
+def _difference(expected: list[Tensor], got: list[Tensor]) -> float:
+    """The largest difference of logits, relative to the largest logit."""
     size = max(float(part.abs().max()) for part in expected)
     return max(float((left - right).abs().max()) for left, right in zip(expected, got, strict=True)) / size
 
 
 def _logits(model: torch.nn.Module, chats: list[Tensor]) -> list[Tensor]:
+    """The logits [1, L, V] of each chat; the decoder of an encoder-decoder is given the chat to repeat."""
     model.eval()
+    device = next(model.parameters()).device
+    inputs: list[dict[str, Tensor]] = [{"input_ids": chat.to(device)} for chat in chats]
+    if model.config.is_encoder_decoder:  # type: ignore[union-attr]
+        inputs = [{**each, "labels": each["input_ids"]} for each in inputs]
     with torch.no_grad():
-        return [model(input_ids=chat.to(next(model.parameters()).device)).logits.float().cpu() for chat in chats]
+        return [model(**each).logits.float().cpu() for each in inputs]
 
 
 def _refuse_mismatch(difference: float, dtype: torch.dtype, target: str) -> None:

@@ -46,14 +46,15 @@ def forest_attention(
         causal = attention_mask is None and query.shape[2] > 1 and getattr(module, "is_causal", True)
         return _attend(query, key, value, attention_mask, causal, scale, dropout, softcap), None
     parts = []
+    before = layout.past[module.layer_idx] if layout.past else (None, None)  # type: ignore[index]
     for number, segment in enumerate(layout.segments):
         spans = [*layout.ancestors[number], segment]
         mask = layout.mask(number, sliding_window)
         parts.append(
             _attend(
                 query[:, :, segment.start : segment.stop],
-                _gather(key, spans),
-                _gather(value, spans),
+                _gather(key, spans, before[0]),
+                _gather(value, spans, before[1]),
                 mask,
                 mask is None,
                 scale,
@@ -64,8 +65,10 @@ def forest_attention(
     return torch.cat(parts, dim=1), None
 
 
-def _gather(states: Tensor, spans: list[Any]) -> Tensor:
-    parts = [states[:, :, span.start : span.stop] for span in spans]
+def _gather(states: Tensor, spans: list[Any], before: Tensor | None) -> Tensor:
+    """Keys or values of some segments in a row, behind those that stand before all of them."""
+    parts = [] if before is None else [before.to(states.dtype)]
+    parts += [states[:, :, span.start : span.stop] for span in spans]
     return parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
 
 

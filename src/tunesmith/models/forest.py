@@ -53,10 +53,14 @@ class Targets:
 
 @dataclass(frozen=True)
 class Layout:
-    """The tree of a batch as attention needs it."""
+    """The tree of a batch as attention needs it.
+
+    past: for each layer keys and values [1, G, n, D] that stand before those of every root, at positions 0 to n - 1.
+    """
 
     segments: tuple[Segment, ...]
     positions: Tensor
+    past: tuple[tuple[Tensor, Tensor], ...] = ()
 
     @cached_property
     def ancestors(self) -> tuple[tuple[Segment, ...], ...]:
@@ -67,17 +71,22 @@ class Layout:
             out.append(above)
         return tuple(out)
 
+    @property
+    def past_length(self) -> int:
+        """n, the keys that stand before those of every root."""
+        return self.past[0][0].shape[2] if self.past else 0
+
     @cached_property
     def _masks(self) -> dict[tuple[int, int | None], Tensor]:
         return {}
 
     def mask(self, number: int, window: int | None) -> Tensor | None:
-        """Which keys each query of a segment sees, [queries, ancestors' keys + own keys]; None means plain causal."""
+        """Which keys each query of a segment sees, [queries, past + ancestors' + own keys]; None means plain causal."""
         segment, above = self.segments[number], self.ancestors[number]
-        path = sum(part.stop - part.start for part in (*above, segment))
+        path = self.past_length + sum(part.stop - part.start for part in (*above, segment))
         if window is not None and path <= window:
             window = None
-        if not above and window is None:
+        if not above and not self.past and window is None:
             return None
         key = (number, window)
         if key not in self._masks:
@@ -86,7 +95,8 @@ class Layout:
 
     def _draw(self, segment: Segment, above: Sequence[Segment], window: int | None) -> Tensor:
         own = self.positions[segment.start : segment.stop]
-        keys = torch.cat([self.positions[part.start : part.stop] for part in (*above, segment)])
+        past = torch.arange(self.past_length, device=own.device)
+        keys = torch.cat([past, *(self.positions[part.start : part.stop] for part in (*above, segment))])
         behind = own[:, None] - keys[None, :]
         return behind >= 0 if window is None else (behind >= 0) & (behind < window)
 
@@ -155,7 +165,7 @@ class Batch:
 
     def padded(self, filler: int = 0) -> Padded:
         """Every path from a root to a leaf as a row of its own."""
-        paths = [self._path(leaf) for leaf in self.leaves]
+        paths = [self.path(leaf) for leaf in self.leaves]
         longest = max(len(path) for path in paths)
         tokens = torch.full((len(paths), longest), filler, dtype=torch.long, device=self.tokens.device)
         mask = torch.zeros_like(tokens)
@@ -170,8 +180,9 @@ class Batch:
         sizes = torch.tensor([stop - start for start, stop in pairwise(roots)])
         return torch.repeat_interleave(sizes, sizes).to(self.tokens.device)
 
-    def _path(self, leaf: int) -> Tensor:
-        parts = (*self.layout.ancestors[leaf], self.segments[leaf])
+    def path(self, segment: int) -> Tensor:
+        """The tokens from the root to the end of a segment."""
+        parts = (*self.layout.ancestors[segment], self.segments[segment])
         return torch.cat([self.tokens[part.start : part.stop] for part in parts])
 
 
