@@ -28,15 +28,17 @@ from tunesmith.data.store import TokenStore
 from tunesmith.data.stream import Pace, Stream
 from tunesmith.data.tokenizer import Codec
 from tunesmith.methods import Method, hold_in
-from tunesmith.models.device import choose, memory_bytes
+from tunesmith.models.ancestor import KeysAndValues, ancestor_of
+from tunesmith.models.device import memory_bytes
 from tunesmith.models.forest import Batch, by_row
 from tunesmith.models.load import Loaded, fingerprint, load, load_codec, load_config, skeleton, told_of
 from tunesmith.models.policy import Policy
-from tunesmith.models.quantize import Held, settle
+from tunesmith.models.quantize import settle
 from tunesmith.models.source import Found, find
 from tunesmith.objectives import Objective
 from tunesmith.optimizers import OptimizerSpec, named
 from tunesmith.train.checkpoint import Learned
+from tunesmith.train.fit import check_fit, check_held, check_reference, check_sides
 from tunesmith.train.steps import StoredSteps, precompute
 from tunesmith.train.survey import Shape, survey
 from tunesmith.train.world import World
@@ -111,11 +113,11 @@ def gather(run: Run, base: Path, tell: Tell) -> Inputs:
     for text in run.told:
         tell(Event("note", values={"text": text}))
     objective = cast(Objective, run.objective)
-    _check_sides(run, codec, objective)
+    check_sides(run, codec, objective)
     run = _resolve_model(run, found, objective, tell)
     run = _resolve_schedule(run, tell)
-    _check_fit(run, objective, found)
-    _check_reference(objective, cast(Method, run.method), found)
+    check_fit(run, objective, found)
+    check_reference(objective, cast(Method, run.method), found)
     prepared = prepare(run, objective.takes, codec, base, _reading(tell))
     tell(Event("data", values={"lines": prepared.lines}))
     run = _resolve_step(run, int(prepared.train.lengths.sum()), tell)
@@ -139,16 +141,36 @@ def build(inputs: Inputs, world: World | None, tell: Tell) -> Ready:
     adapter = loaded.found.adapter
     trained = method.apply(loaded.model) if adapter is None else method.adopt(loaded.model, adapter)
     if run.train.checkpoint_activations == "on":
-        loaded.model.gradient_checkpointing_enable({"use_reentrant": False})
-        loaded.model.enable_input_require_grads()
+        _recompute(loaded, trained)
     policy = _policy(inputs, loaded, trained)
     steps = _steps(inputs, policy, world)
     method.begin(policy, _first_batches(steps, policy.device), inputs.total)
+    if not method.starts_at_identity:
+        text = (
+            f"the method {method.name()} (as it is set) does not start as the untouched model: its first loss is higher"
+        )
+        tell(Event("note", values={"text": text}))
     hold_in(trained, inputs.optimizer.holds)
     learned = Learned.of(trained, method)
     groups = named(method.groups(trained, inputs.optimizer.lr), trained)
     optimizer = inputs.optimizer.build(groups, run.train.seed)
     return Ready(loaded, policy, trained, learned, optimizer, steps)
+
+
+def _recompute(loaded: Loaded, trained: nn.Module) -> None:
+    """Have activations recomputed in the backward pass.
+
+    Raises:
+        Problem: that would lose a prefix, which padded rows get as a cache.
+    """
+    if not loaded.verdict.forest and isinstance(ancestor_of(trained), KeysAndValues):
+        raise Problem(
+            "train.checkpoint_activations",
+            f"is on, and layers that are recomputed get no keys and values of the method ({loaded.verdict.reason})",
+            "Set it to off, or use the method prompt",
+        )
+    loaded.model.gradient_checkpointing_enable({"use_reentrant": False})
+    loaded.model.enable_input_require_grads()
 
 
 def _first_batches(steps: StoredSteps, device: torch.device) -> Iterator[Batch]:
@@ -230,8 +252,10 @@ def _resolve_model(run: Run, found: Found, objective: Objective, tell: Tell) -> 
     spec = run.model.model_copy(update=settled)
     for reason in choice.reasons:
         tell(Event("note", values={"text": reason}))
+    if held is None and (why := cast(Method, run.method).needs_quantized_base):
+        raise Problem(f"method.{run.method.name()}", f"needs a quantised base ({why})", "Set model.quantize to nf4")
     if held is not None:
-        _check_held(held, cast(Method, run.method))
+        check_held(held, cast(Method, run.method))
         tell(Event("note", values={"text": told_of(found, objective.head, held)}))
     context = getattr(load_config(found).get_text_config(), "max_position_embeddings", None) or 1 << 30
     taken = cast(Method, run.method).virtual_tokens
@@ -241,20 +265,6 @@ def _resolve_model(run: Run, found: Found, objective: Objective, tell: Tell) -> 
         what = f"is {wanted}, and the model's context is {context}{vectors}"
         raise Problem("train.max_tokens", what, f"Use {room} or less")
     return _train(run.model_copy(update={"model": spec}), max_tokens=wanted or min(DEFAULT_MAX_TOKENS, room))
-
-
-def _check_held(held: Held, method: Method) -> None:
-    """Refuse a method over a base that is quantised where it cannot stand on one."""
-    if held.still:
-        hint = "Train on a GPU, or start from the plain model with model.quantize: nf4"
-        raise Problem("model.path", f"nothing trains over this base: {held.still}", hint)
-    if why := method.needs_plain_base:
-        over = "its files are quantised" if held.own else f"model.quantize is {held.kind}"
-        raise Problem(
-            f"method.{method.name()}",
-            f"needs a plain base ({why}), and {over}",
-            "Start from the plain model" if held.own else "Set model.quantize to none, or use the method lora",
-        )
 
 
 def _resolve_step(run: Run, tokens: int, tell: Tell) -> Run:
@@ -293,45 +303,6 @@ def _stream(run: Run, prepared: Prepared) -> Stream:
         sources=prepared.train.sources,
         weights=[spec.weight for spec in run.data],
     )
-
-
-def _check_sides(run: Run, codec: Codec, objective: Objective) -> None:
-    """Refuse an objective or an attention that is for the other kind of model."""
-    if objective.needs_encoder and not codec.encoder_decoder:
-        what = f"{objective.name()} is for models with an encoder, and {run.model.path} has a decoder only"
-        raise Problem("objective", what, "Use sft")
-    if codec.encoder_decoder and run.model.attention == "forest":
-        what = "is forest, and a model with an encoder and a decoder takes none"
-        raise Problem("model.attention", what, "Set it to auto or padded")
-
-
-def _check_fit(run: Run, objective: Objective, found: Found) -> None:
-    """Put method and optimizer on the model's shapes, without its weights: what does not fit is refused early.
-
-    Raises:
-        Problem: an option does not fit this model, or this machine.
-    """
-    method, optimizer = cast(Method, run.method), cast(OptimizerSpec, run.optimizer)
-    choice = choose(run.model.device, run.model.dtype)
-    optimizer.check(choice.device, choice.dtype)
-    if optimizer.of_base and not method.changes_base:
-        raise Problem(
-            f"optimizer.{optimizer.name()}",
-            f"is for the base's own weights, and the method {method.name()} learns others beside them",
-            "Use the method full, or the optimizer adamw",
-        )
-    if found.adapter is None:
-        trained = method.outline().apply(skeleton(found, objective.head))
-        optimizer.build(named(method.groups(trained, optimizer.lr), trained))
-
-
-def _check_reference(objective: Objective, method: Method, found: Found) -> None:
-    if objective.scores_reference != "live" or (method.reversible and found.adapter is None):
-        return
-    why = f"the method {method.name()} (as it is set) cannot be switched off"
-    if found.adapter is not None:
-        why = "the run goes on with an adapter, and switching it off gives the model before that adapter"
-    raise Problem(f"objective.{objective.name()}.reference", f"live does not work here: {why}", "Set it to precomputed")
 
 
 def _reading(tell: Tell) -> Callable[[int], None]:
