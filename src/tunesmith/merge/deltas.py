@@ -60,7 +60,10 @@ class DeltaMethod(MergeMethod):
         for part, scale, weight in zip(parts, scales, self.weight, strict=True):
             part *= scale * weight
         merged, divisor = agreeing(parts, majority(parts), self.weight)
-        return np.divide(merged, divisor, out=merged, where=divisor != 0) if self.normalize else merged
+        if self.normalize:
+            divisor += divisor == 0  # where nothing agrees, nothing is divided
+            merged /= divisor
+        return merged
 
 
 def base_of(block: Block) -> Array:

@@ -57,6 +57,11 @@ class Share:
         before = (0, *np.cumsum(found.equal).tolist())
         return cls(found.value, kept, before[-1], before[:-1])
 
+    @property
+    def whole(self) -> bool:
+        """Whether all of them are kept."""
+        return self.kept == self.total
+
     def mark(self, mask: NDArray[np.bool_], values: Array, number: int) -> None:
         """Set the mask where an equal element of a block has a place, and clear it where it has none."""
         places = np.flatnonzero(values == self.value)
@@ -66,14 +71,16 @@ class Share:
 
 @dataclass(frozen=True)
 class Band:
-    """The elements whose ranks lie in a range, the smallest first."""
+    """The elements whose ranks lie in a range, the smallest first. high: None for a range up to the largest."""
 
     low: Share
-    high: Share
+    high: Share | None
 
     @classmethod
-    def of(cls, start: int, stop: int, low: Ranked, high: Ranked) -> Band:
+    def of(cls, start: int, stop: int, low: Ranked, high: Ranked | None) -> Band:
         """Ranks start to stop, stop left out; low, high: what has the first and the last of them."""
+        if high is None:
+            return cls(Share.of(low, low.less + sum(low.equal) - start), None)
         if low.value == high.value:
             share = Share.of(low, stop - start)
             return cls(share, share)
@@ -81,10 +88,13 @@ class Band:
 
     def mask(self, values: Array, number: int) -> NDArray[np.bool_]:
         """Which elements of block `number` are in the band; values: as they were ranked."""
-        mask = values > self.low.value
-        mask &= values < self.high.value
-        for share in {self.low, self.high}:
-            share.mark(mask, values, number)
+        low, high = self.low, self.high
+        mask = values >= low.value if low.whole else values > low.value
+        if high is not None:
+            mask &= values <= high.value if high.whole else values < high.value
+        for share in {low, high or low}:
+            if not share.whole:
+                share.mark(mask, values, number)
         return mask
 
 
@@ -94,9 +104,13 @@ def bands(whole: Whole, look: Look, ranges: Sequence[tuple[int, int] | None]) ->
     Raises:
         Problem: the tensor holds values that are not finite.
     """
-    wanted = [() if part is None else (part[0], part[1] - 1) for part in ranges]
+    size = math.prod(whole.shape)
+    wanted = [() if part is None else (part[0], part[1] - 1)[: 1 + (part[1] < size)] for part in ranges]
     found = ranked(whole, look, wanted)
-    return [None if part is None else Band.of(*part, *pair) for part, pair in zip(ranges, found, strict=True)]
+    return [
+        None if part is None else Band.of(*part, pair[0], pair[1] if len(pair) > 1 else None)
+        for part, pair in zip(ranges, found, strict=True)
+    ]
 
 
 def ranked(whole: Whole, look: Look, ranks: Sequence[Sequence[int]]) -> list[list[Ranked]]:

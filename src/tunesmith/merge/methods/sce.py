@@ -75,7 +75,14 @@ class Sce(MergeMethod):
 
 def variance(parts: Sequence[Array]) -> Array:
     """The variance over models at each place."""
-    return np.var(np.stack(parts), axis=0)
+    mean = parts[0].copy()
+    for part in parts[1:]:
+        mean += part
+    mean /= len(parts)
+    total = np.zeros_like(mean)
+    for part in parts:
+        total += np.square(part - mean)
+    return np.divide(total, len(parts), out=total)
 
 
 def selected(block: Block, band: Band | None) -> list[Array]:
