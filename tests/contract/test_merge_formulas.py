@@ -277,6 +277,7 @@ class TestRefusals:
         ("name", "values", "fault"),
         [
             ("linear", {"weight": (1.0, -1.0)}, "add up to 0"),
+            ("multislerp", {"weight": (1.0, -1.0)}, "add up to 0"),
             ("nuslerp", {"weight": (1.0, 1.0), "nuslerp_row_wise": True}, "has no effect while nuslerp_flatten"),
             ("della", {"weight": (1.0,), "density": (0.1,)}, "leaves the range"),
             ("ties", {"weight": (1.0,), "density": (1.5,)}, "less than or equal to 1"),

@@ -12,6 +12,7 @@ from __future__ import annotations
 from typing import ClassVar, Literal
 
 import numpy as np
+from pydantic import model_validator
 
 from tunesmith.core.problem import Problem
 from tunesmith.merge.deltas import directions
@@ -31,6 +32,13 @@ class Multislerp(MergeMethod):
     """Divide the weights by their sum."""
     eps: float = 1e-8
     """Keeps divisions by lengths finite."""
+
+    @model_validator(mode="after")
+    def _divisible(self) -> Multislerp:
+        if self.normalize_weights and sum(self.weight) == 0:
+            what = "the weights add up to 0, and they are divided by their sum"
+            raise ValueError(Problem("weight", what, "Choose others, or set normalize_weights: false"))
+        return self
 
     def measure(self, whole: Whole) -> Amounts | None:
         """How much of each model; None for a single one, which stays as it is."""
@@ -59,13 +67,10 @@ class Multislerp(MergeMethod):
 
     def _weights(self) -> Amounts:
         weights = np.array(self.weight)
-        total = weights.sum()
-        if self.normalize_weights and total == 0:
-            raise Problem("weight", "the weights add up to 0", "Choose others, or set normalize_weights: false")
-        return weights / total if self.normalize_weights else weights
+        return weights / weights.sum() if self.normalize_weights else weights
 
     def _straight(self, weights: Amounts, sizes: Amounts) -> Amounts:
         """Two opposite directions have no mean on the sphere, but along the straight line; nor has what is all zero."""
         if len(weights) == 2 or not sizes.any():
             return weights
-        raise Problem("weight", "the weighted directions of the models cancel", "Choose other weights")
+        raise Problem("", "the weighted directions of the models cancel", "Choose other weights")
