@@ -35,9 +35,23 @@ RUNS: dict[str, dict[str, Any]] = {"badam": {"method": "full"}, "lisa": {"method
 """What a run with an optimizer must also say."""
 
 
-def spec_of(name: str) -> OptimizerSpec:
+FORMS: list[dict[str, dict[str, Any]]] = [
+    {"muon": {"look": "plain", "size": "original", "rest_lr": 1e-3}},
+    {"galore": {"rank": 4, "refresh": 3, "moments": "8bit"}},
+    {"galore": {"rank": 12, "refresh": 3, "moments": "8bit"}},
+    {"apollo": {"rank": 1, "refresh": 3}},
+    {"badam": {"every": 2, "order": "ascending"}},
+    {"lisa": {"layers": 1, "every": 2, "resting": "dropped"}},
+    {"bf16": {"rounding": "stochastic", "moments": "bfloat16"}},
+    {"bf16": {"rounding": "kahan"}},
+    {"bf16": {"rounding": "kahan", "moments": "bfloat16"}},
+]
+"""Other forms of optimizers, whose state differs."""
+
+
+def spec_of(name: str | dict[str, Any]) -> OptimizerSpec:
     """The optimizer for small layers; the test is skipped where this machine cannot do it."""
-    found = build("optimizer", {name: SMALL.get(name)})
+    found = build("optimizer", {name: SMALL.get(name)} if isinstance(name, str) else name)
     assert isinstance(found, OptimizerSpec)
     try:
         found.check(torch.device("cpu"), found.holds)
@@ -54,7 +68,7 @@ def layers() -> nn.Module:
 class Course:
     """A model that learns a small task with one optimizer, as the loop would have it."""
 
-    def __init__(self, name: str, model: nn.Module, lr: float = 1e-2) -> None:
+    def __init__(self, name: str | dict[str, Any], model: nn.Module, lr: float = 1e-2) -> None:
         self.spec, self.model, self.done = spec_of(name), model.to(spec_of(name).holds), 0
         self.optimizer = self.spec.build(named([{"params": list(model.parameters()), "lr": lr}], model), seed=7)
 
@@ -93,6 +107,27 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny.folder(tmp_path_factory.mktemp("base"))
 
 
+def check_size(name: str | dict[str, Any]) -> None:
+    course = Course(name, layers())
+    held = [course.held() for inputs in task(24, seed=1) if course.step(inputs)]
+    shapes = {name: weight.shape for name, weight in course.model.named_parameters()}
+    assert course.spec.state_bytes(shapes) == pytest.approx(max(held), rel=0.1)
+
+
+def check_checkpoint(name: str | dict[str, Any], where: Path) -> None:
+    course = Course(name, layers())
+    learned = Learned.of(course.model)
+    course.run(5, seed=1)
+    checkpoint.save(where / "step-5", learned, course.optimizer, {"step": 5, "tokens": 0}, {})
+    expected = course.run(5, seed=2)
+    again = Course(name, layers())
+    checkpoint.restore(checkpoint.read(where / "step-5"), Learned.of(again.model), again.optimizer)
+    again.done = 5
+    assert again.run(5, seed=2) == expected
+    for left, right in zip(course.model.parameters(), again.model.parameters(), strict=True):
+        assert torch.equal(left, right)
+
+
 @pytest.mark.parametrize("name", OPTIMIZERS)
 class TestOptimizer:
     def test_learns(self, name: str) -> None:
@@ -123,23 +158,10 @@ class TestOptimizer:
         assert len(grouped) == len({id(weight) for weight in grouped}) == len(list(course.model.parameters()))
 
     def test_its_state_is_as_large_as_it_says(self, name: str) -> None:
-        course = Course(name, layers())
-        held = [course.held() for inputs in task(24, seed=1) if course.step(inputs)]
-        shapes = {name: weight.shape for name, weight in course.model.named_parameters()}
-        assert course.spec.state_bytes(shapes) == pytest.approx(max(held), rel=0.1)
+        check_size(name)
 
     def test_a_checkpoint_brings_it_back(self, name: str, tmp_path: Path) -> None:
-        course = Course(name, layers())
-        learned = Learned.of(course.model)
-        course.run(5, seed=1)
-        checkpoint.save(tmp_path / "step-5", learned, course.optimizer, {"step": 5, "tokens": 0}, {})
-        expected = course.run(5, seed=2)
-        again = Course(name, layers())
-        checkpoint.restore(checkpoint.read(tmp_path / "step-5"), Learned.of(again.model), again.optimizer)
-        again.done = 5
-        assert again.run(5, seed=2) == expected
-        for left, right in zip(course.model.parameters(), again.model.parameters(), strict=True):
-            assert torch.equal(left, right)
+        check_checkpoint(name, tmp_path)
 
     def test_is_built_on_shapes_alone(self, name: str) -> None:
         """As a run is checked before its model is read."""
@@ -164,6 +186,15 @@ class TestOptimizer:
             left, right = tiny.tensors(whole.folder.path / part), tiny.tensors(cut.folder.path / part)
             assert left.keys() == right.keys()
             assert all(torch.equal(value, right[key]) for key, value in left.items())
+
+
+@pytest.mark.parametrize("form", FORMS, ids=str)
+class TestForms:
+    def test_its_state_is_as_large_as_it_says(self, form: dict[str, Any]) -> None:
+        check_size(form)
+
+    def test_a_checkpoint_brings_it_back(self, form: dict[str, Any], tmp_path: Path) -> None:
+        check_checkpoint(form, tmp_path)
 
 
 class TestAdamW:

@@ -481,6 +481,14 @@ class TestEightBit:
             ends.append(weight.detach() - start)
         assert 0 < float((ends[0] - ends[1]).norm() / ends[0].norm()) < 0.05
 
+    @pytest.mark.parametrize(("name", "options"), [("adamw8bit", {}), ("galore", {"moments": "8bit"})])
+    def test_the_package_it_needs_is_named(
+        self, name: str, options: dict[str, object], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+        with pytest.raises(Problem, match=r'package bitsandbytes: .*pip install "tunesmith\[quantize\]"'):
+            spec_of(name, **options).check(torch.device("cpu"), torch.float32)
+
     def test_paging_is_refused_without_a_gpu(self) -> None:
         with pytest.raises(Problem, match=r"optimizer\.paged_adamw: .* computes on cpu.*adamw8bit"):
             spec_of("paged_adamw").check(torch.device("cpu"), torch.float32)

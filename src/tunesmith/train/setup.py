@@ -134,7 +134,7 @@ def build(inputs: Inputs, world: World | None, tell: Tell) -> Ready:
     """
     run, method, objective = inputs.run, inputs.method, inputs.objective
     _seed(run.train.seed)
-    loaded = load(run.model, objective.head, weights=torch.float32 if method.changes_base else None)
+    loaded = load(run.model, objective.head, weights=inputs.optimizer.holds if method.changes_base else None)
     tell(Event("note", values={"text": f"attention: {loaded.verdict.reason}"}))
     world = world or World(loaded.choice.device)
     _seed(run.train.seed)

@@ -7,27 +7,34 @@ autograd saves is added up.
 
 from __future__ import annotations
 
+import math
 import shutil
 import time
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils import AuxiliaryTrainingWrapper
 from torch import nn
 from transformers import PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from tunesmith.core.problem import Problem
 from tunesmith.core.rows import Piece, TokenRow
-from tunesmith.methods import Method, trainable
+from tunesmith.methods import Method, hold_in, trainable
 from tunesmith.models.attention import NAME
 from tunesmith.models.device import memory_bytes
 from tunesmith.models.forest import Batch, plant
 from tunesmith.models.heads import CHUNK_NUMBERS
 from tunesmith.models.policy import Policy
+from tunesmith.models.quantize import Held, saved_bytes, written_bytes
 from tunesmith.optimizers import OptimizerSpec
 
 LIBRARIES_BYTES = 700_000_000
@@ -71,6 +78,8 @@ class Shape:
     trainable: int
     layers: int
     memory: Memory
+    parts: Mapping[str, int] = field(default_factory=dict[str, int])
+    """How many numbers learn in each kind of module, the layers added up."""
 
 
 def survey(
@@ -81,20 +90,26 @@ def survey(
     dtype: torch.dtype,
     tokens: int,
     row: int,
+    answer: float = 1.0,
     checkpointing: bool,
+    held: Held | None = None,
 ) -> Shape:
     """Count a model on the meta device under a method.
 
     model: a skeleton; dtype: number type of the frozen weights; tokens: those of the largest micro-batch; row: those
-    of its longest row; checkpointing: whether activations are recomputed.
+    of its longest row; answer: the share of these that an encoder-decoder's decoder reads; checkpointing: whether
+    activations are recomputed; held: how the base is quantised.
     """
     whole = sum(weight.numel() for weight in model.parameters())
-    kind = torch.float32 if method.changes_base else dtype
+    kind = optimizer.holds if method.changes_base else dtype
     model = model.to(dtype=kind)  # type: ignore[call-arg]
+    spared, written = (saved_bytes(model, held, kind), written_bytes(model, held, kind)) if held else (0, 0)
     trained = method.apply(model)
+    hold_in(trained, optimizer.holds)
     trained.train()
-    layers = model.config.get_text_config().num_hidden_layers
-    batch = _forest(tokens, row)
+    sides = model.config.is_encoder_decoder
+    layers = _layers(model) if sides else model.config.get_text_config().num_hidden_layers
+    batch = _forest(tokens, row, answer if sides else 0.0)
     activations = _saved_bytes(model, trained, batch)
     if checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
@@ -103,14 +118,27 @@ def survey(
     learns = sum(shape.numel() for shape in shapes.values())
     frozen = sum(w.numel() * w.element_size() for w in trained.parameters() if not w.requires_grad)
     memory = Memory(
-        weights=frozen,
+        weights=frozen - spared,
         learns=optimizer.holds.itemsize * learns,
         gradients=optimizer.gradient_bytes(shapes),
         optimizer=optimizer.state_bytes(shapes),
-        activations=activations,
+        activations=activations + written,
         head=3 * 4 * max(CHUNK_NUMBERS, 16 * model.config.get_text_config().vocab_size),
     )
-    return Shape(whole, learns, layers, memory)
+    return Shape(whole, learns, layers, memory, learned_parts(trained))
+
+
+def learned_parts(trained: nn.Module) -> dict[str, int]:
+    """How many numbers learn in each kind of module, such as `self_attn.q_proj`, the layers added up; largest first."""
+    around = {
+        n for n, module in trained.named_modules() if isinstance(module, BaseTunerLayer | AuxiliaryTrainingWrapper)
+    }
+    found: Counter[str] = Counter()
+    for name, weight in trainable(trained).items():
+        place = name.rpartition(".")[0]
+        owner = next((outer for outer in accumulate(place.split("."), "{}.{}".format) if outer in around), place)
+        found[".".join([word for word in owner.split(".") if not word.isdigit()][-2:])] += weight.numel()
+    return dict(found.most_common())
 
 
 def check_fits(memory: Memory, device: torch.device, where: str) -> None:
@@ -168,9 +196,11 @@ def gigabytes(count: float) -> str:
 def _saved_bytes(model: PreTrainedModel, trained: nn.Module, batch: Batch) -> int:
     """Bytes that autograd keeps for the backward pass of a batch, found on meta tensors."""
     own = {weight.untyped_storage()._cdata for weight in (*trained.parameters(), *trained.buffers())}
+    forest = not model.config.is_encoder_decoder
     with _counting(own) as kept:
-        model.config._attn_implementation = NAME
-        Policy(model, forest=True, trained=trained).hidden(batch, batch.targets.source, batch.targets.row)
+        if forest:
+            model.config._attn_implementation = NAME
+        Policy(model, forest=forest, trained=trained).hidden(batch, batch.targets.source, batch.targets.row)
         return sum(storage.nbytes() for storage in kept.values())
 
 
@@ -189,9 +219,19 @@ def _counting(own: set[int]) -> Iterator[dict[int, Any]]:
         yield kept
 
 
-def _forest(tokens: int, row: int) -> Batch:
-    """A forest of so many tokens in rows of one length, on the meta device."""
+def _layers(model: PreTrainedModel) -> int:
+    """Layers of both sides of an encoder-decoder."""
+    return sum(isinstance(module, GradientCheckpointingLayer) for module in model.modules())
+
+
+def _forest(tokens: int, row: int, answer: float) -> Batch:
+    """A forest of so many tokens in rows of one length, on the meta device; answer: the share that is a branch."""
     row = max(2, min(row, tokens))
     lengths = [row] * (tokens // row) + ([tokens % row] if tokens % row > 1 else [])
-    rows = [TokenRow(Piece(np.zeros(n, np.int32), np.ones(n, np.float32))) for n in lengths]
-    return plant(rows).to(torch.device("meta"))
+    return plant([_row(length, answer) for length in lengths]).to(torch.device("meta"))
+
+
+def _row(length: int, answer: float) -> TokenRow:
+    branch = min(length - 1, math.ceil(length * answer))
+    pieces = [Piece(np.zeros(n, np.int32), np.ones(n, np.float32)) for n in (length - branch, branch)]
+    return TokenRow(Piece(pieces[0].tokens, pieces[0].weights * (not branch)), tuple(pieces[1:] if branch else ()))
