@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
-import math
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -29,10 +28,6 @@ from tunesmith.merge.methods import Array, Block, MergeMethod, Whole
 from tunesmith.merge.numbers import Bits, encode, finite
 from tunesmith.merge.output import ShardFile, Staging
 from tunesmith.merge.tokens import Vocabulary
-
-BLOCK = 1 << 16
-"""Numbers of one tensor in a block, to whole rows: what is computed with stays in the processor's cache. Random draws
-are made block by block, so another size gives another draw."""
 
 SPAN = 64
 """Blocks of a large piece that one thread takes at once, where its method needs nothing of the whole tensor."""
@@ -108,20 +103,29 @@ class Engine:
     def _jobs(self, shard: ShardFile) -> Iterator[Job]:
         """The jobs of a file, those of its largest pieces first, so that no thread is left with one at the end."""
         for piece in sorted(shard.pieces, key=lambda piece: -piece.bytes):
-            count = blocks(piece)
+            count = piece.blocks
             span = count if _measures(piece.method) else SPAN
             for first in range(0, max(count, 1), max(span, 1)):
                 yield Job(shard, piece, first, min(first + span, count))
 
     def _work(self, job: Job) -> None:
         piece = job.piece
-        known = piece.method.measure(self._whole(piece)) if piece.method and _measures(piece.method) else None
+        known = self._known(piece)
         for number in range(job.first, job.end):
             if self._stopped:
                 return
             bits = self._bits(piece, number, known)
-            job.shard.write(piece, number * rows(piece), bits)
+            job.shard.write(piece, piece.span(number)[0], bits)
             self._tell(bits.nbytes)
+
+    def _known(self, piece: Piece) -> Any:
+        """What the method must know of the whole tensor; faults of the tensor are told with its name."""
+        if piece.method is None or not _measures(piece.method):
+            return None
+        try:
+            return piece.method.measure(self._whole(piece))
+        except Problem as fault:
+            raise Problem(fault.where or piece.name, fault.what, fault.hint) from fault
 
     def _tell(self, written: int) -> None:
         with self._lock:
@@ -146,7 +150,7 @@ class Engine:
         Raises:
             Problem: they differ.
         """
-        first, end = _span(piece, number)
+        first, end = piece.span(number)
         found = [self.models[part.model].weights.tensors[part.name].bits(first, end) for part in piece.parts]
         if any(not np.array_equal(found[0], other) for other in found[1:]):
             what = f"holds {piece.stored} numbers that differ between the models, and such cannot be merged"
@@ -154,7 +158,7 @@ class Engine:
         return found[0]
 
     def _whole(self, piece: Piece) -> Whole:
-        return Whole(piece.shape, blocks(piece), lambda number: self._block(piece, number))
+        return Whole(piece.shape, piece.blocks, lambda number: self._block(piece, number))
 
     def _block(self, piece: Piece, number: int) -> Block:
         read = self._aligned if piece.vocabulary else self._read
@@ -164,7 +168,7 @@ class Engine:
 
     def _read(self, piece: Piece, place: int, number: int) -> Array:
         part = piece.parts[place]
-        return self.models[part.model].read(part.name, *_span(piece, number), piece.kind)
+        return self.models[part.model].read(part.name, *piece.span(number), piece.kind)
 
     def _aligned(self, piece: Piece, place: int, number: int) -> Array:
         """Rows of an embedding by the tokens of the merged vocabulary."""
@@ -174,7 +178,7 @@ class Engine:
         def pick(model: int, ids: NDArray[np.intp]) -> Array:
             return self.models[model].gather(names.get(model, piece.name), ids, piece.kind)
 
-        first, end = _span(piece, number)
+        first, end = piece.span(number)
         return self.vocabulary.rows(piece.parts[place].model, first, end, pick)
 
     def _not_finite(self, piece: Piece, number: int) -> Problem:
@@ -206,27 +210,10 @@ _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
 """Their numbers in glibc's malloc.h."""
 
 
-def rows(piece: Piece) -> int:
-    """Rows of a piece in one block; a tensor of one axis is one row."""
-    return max(1, BLOCK // max(1, math.prod(piece.shape[1:])))
-
-
-def blocks(piece: Piece) -> int:
-    """Blocks of a piece."""
-    return 1 if len(piece.shape) < 2 else -(-piece.shape[0] // rows(piece))
-
-
 def generator(seed: int, tensor: str, model: int, block: int) -> np.random.Generator:
     """The random numbers for one model's rows of one block."""
     digest = hashlib.sha256(f"{seed}/{model}/{block}/{tensor}".encode()).digest()
     return np.random.Generator(np.random.Philox(key=np.frombuffer(digest[:16], np.uint64)))
-
-
-def _span(piece: Piece, number: int) -> tuple[int, int]:
-    if len(piece.shape) < 2:
-        return 0, 1
-    first = number * rows(piece)
-    return first, min(first + rows(piece), piece.shape[0])
 
 
 def _measures(method: MergeMethod | None) -> bool:

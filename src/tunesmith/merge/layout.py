@@ -25,6 +25,10 @@ from tunesmith.merge.numbers import FLOATS, STORED, promoted
 from tunesmith.merge.recipe import Recipe, Slice, Source
 from tunesmith.merge.tokens import Vocabulary
 
+BLOCK = 1 << 16
+"""Numbers of one tensor in a block, to whole rows: what is computed with stays in the processor's cache. Random draws
+are made block by block, so another size gives another draw."""
+
 FIRST = (*EMBEDDINGS, "embed", "wte", "wpe", "embeddings")
 """Tensors outside the layers whose names hold one of these come before the layers, all others after them."""
 
@@ -54,7 +58,22 @@ class Piece:
     kind: type[np.floating[Any]]
     vocabulary: bool = False
 
-    @property
+    @cached_property
+    def block_rows(self) -> int:
+        """Rows in one block; a tensor of one axis is one row."""
+        return 1 if len(self.shape) < 2 else max(1, BLOCK // max(1, math.prod(self.shape[1:])))
+
+    @cached_property
+    def blocks(self) -> int:
+        """How many blocks it has."""
+        return 1 if len(self.shape) < 2 else -(-self.shape[0] // self.block_rows)
+
+    def span(self, number: int) -> tuple[int, int]:
+        """The rows [first, end) of a block."""
+        first = number * self.block_rows
+        return first, 1 if len(self.shape) < 2 else min(first + self.block_rows, self.shape[0])
+
+    @cached_property
     def bytes(self) -> int:
         return math.prod(self.shape) * np.dtype(STORED[self.stored]).itemsize
 

@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 
 from tunesmith.merge.child import Child
-from tunesmith.merge.engine import BLOCK, rows
 from tunesmith.merge.layout import Piece
 from tunesmith.merge.numbers import WORDS
 from tunesmith.merge.output import ShardFile
@@ -101,5 +100,4 @@ def megabytes(size: int) -> str:
 def _memory(piece: Piece) -> int:
     """Bytes of one block at work."""
     row = math.prod(piece.shape[1:]) if len(piece.shape) > 1 else max((*piece.shape, 1))
-    numbers = min(max(BLOCK, row), rows(piece) * row)
-    return numbers * np.dtype(piece.kind).itemsize * (len(piece.parts) + COPIES)
+    return piece.block_rows * row * np.dtype(piece.kind).itemsize * (len(piece.parts) + COPIES)

@@ -102,6 +102,7 @@ def read_recipes(path: Path) -> tuple[Recipe, ...]:
         value, places = parse_yaml(text, str(path))
         faults: list[Problem] = []
         recipe = _recipe(value, str(path), text, places, faults)
+        faults.sort(key=lambda fault: places.line(fault.where))
         found += [_placed(fault, str(path), places) for fault in faults]
         recipes += [recipe] if recipe else []
     raise_all(str(path), found)
@@ -285,9 +286,8 @@ def _tokenizer(keys: Mapping[str, Any], found: list[Problem]) -> TokenizerSpec |
 
 def _ordered(recipes: list[Recipe]) -> tuple[Recipe, ...]:
     """Each stage after those it takes, the result last."""
-    stages = [recipe.stage for recipe in recipes]
-    for recipe in recipes:
-        if stages.count(recipe.stage) > 1:
+    for number, recipe in enumerate(recipes):
+        if recipe.stage in [other.stage for other in recipes[:number]]:
             what = f"two stages are called {recipe.stage!r}" if recipe.stage else "two merges have no name"
             raise recipe.placed(Problem("name", what, "Give each stage a name of its own, and none to the last"))
     by_stage = {recipe.stage: recipe for recipe in recipes if recipe.stage}

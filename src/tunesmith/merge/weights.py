@@ -12,6 +12,7 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
@@ -58,7 +59,7 @@ class Tensor:
     shape: tuple[int, ...]
     start: int
 
-    @property
+    @cached_property
     def row_numbers(self) -> int:
         """Numbers in one row: one place of the first axis; a tensor of one axis is one row."""
         return math.prod(self.shape[1:]) if len(self.shape) > 1 else self.numbers
@@ -67,20 +68,24 @@ class Tensor:
     def rows(self) -> int:
         return self.shape[0] if len(self.shape) > 1 else 1
 
+    @cached_property
+    def kind(self) -> np.dtype[Any]:
+        """The stored type as numpy holds it."""
+        return np.dtype(STORED[self.stored])
+
     @property
     def numbers(self) -> int:
         return math.prod(self.shape)
 
     @property
     def bytes(self) -> int:
-        return self.numbers * np.dtype(STORED[self.stored]).itemsize
+        return self.numbers * self.kind.itemsize
 
     def bits(self, first: int, end: int) -> Bits:
         """The stored bits of rows first to end, flat."""
-        kind = np.dtype(STORED[self.stored])
-        bits = np.empty((end - first) * self.row_numbers, kind)
+        bits = np.empty((end - first) * self.row_numbers, self.kind)
         if bits.size:
-            self.file.read(bits, self.start + first * self.row_numbers * kind.itemsize)
+            self.file.read(bits, self.start + first * self.row_numbers * self.kind.itemsize)
         return bits
 
 

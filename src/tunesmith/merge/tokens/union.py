@@ -29,14 +29,12 @@ RARE = 10.0
 class Grown:
     """A tokenizer of the merged model.
 
-    source: the model that its files and settings come from; data: its tokenizer.json; ids: of all its tokens;
-    changed: whether it differs from the source's own.
+    source: the model that its files and settings come from; data: its tokenizer.json; ids: of all its tokens.
     """
 
     source: Tokens
     data: dict[str, Any]
     ids: dict[str, int]
-    changed: bool
 
 
 def grow(source: Tokens, others: Sequence[Tokens], named: Iterable[str]) -> Grown:
@@ -53,14 +51,14 @@ def grow(source: Tokens, others: Sequence[Tokens], named: Iterable[str]) -> Grow
     after = 1 + max(ids.values())
     ids |= {text: after + number for number, text in enumerate(wanted)}
     if not added and not ordinary:
-        return Grown(source, found, ids, found is not source.data)
+        return Grown(source, found, ids)
     if ordinary:
         found = {**found, "model": _with_pieces(source, others, ordinary, ids, found["model"])}
     entries: list[dict[str, Any]] = [*found["added_tokens"]]
     entries += [{**token, "id": ids[text]} for text, token in added.items()]
     found = {**found, "added_tokens": sorted(entries, key=lambda token: token["id"])}
     _check(source, found, ids)
-    return Grown(source, found, ids, True)
+    return Grown(source, found, ids)
 
 
 def _added(
