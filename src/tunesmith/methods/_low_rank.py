@@ -14,7 +14,6 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from tunesmith.core.problem import Problem
 from tunesmith.methods._through_peft import ThroughPeft
 
 
@@ -22,6 +21,7 @@ class LowRank(ThroughPeft):
     """A low-rank change beside frozen weights."""
 
     kinds: ClassVar[tuple[type[nn.Module], ...]] = (nn.Linear, Conv1D, nn.Embedding)
+    rank_option: ClassVar[str] = "rank"
     words: ClassVar[Mapping[str, str]] = {"rank": "r", "alpha": "lora_alpha", "dropout": "lora_dropout"}
 
     rank: Annotated[int, Field(gt=0)] = 8
@@ -39,9 +39,6 @@ class LowRank(ThroughPeft):
     def _more(self, model: PreTrainedModel) -> dict[str, Any]:
         return {"use_rslora": self.scaling == "rank_stabilized", "fan_in_fan_out": transposed(model)}
 
-    def _check_layer(self, name: str, layer: nn.Module) -> None:
-        check_rank(f"method.{self.name()}.rank", self.rank, name, layer)
-
     def _adopted(self, model: PreTrainedModel, saved: PeftConfig) -> dict[str, tuple[Any, Any]]:
         found = "rank_stabilized" if saved.use_rslora else "classic"  # type: ignore[attr-defined]
         return {"scaling": (self.scaling, found)}
@@ -50,15 +47,3 @@ class LowRank(ThroughPeft):
 def transposed(model: nn.Module) -> bool:
     """Whether a model's layers hold their weights transposed."""
     return any(Conv1D in (type(module), getattr(module, "source_cls", None)) for module in model.modules())
-
-
-def check_rank(place: str, rank: int, name: str, layer: nn.Module) -> None:
-    """Refuse a rank that a layer cannot have.
-
-    Raises:
-        Problem: with the largest rank that it can.
-    """
-    out, into = (layer.out_features, layer.in_features) if isinstance(layer, nn.Linear) else layer.weight.shape  # type: ignore[union-attr, misc]
-    if rank > min(out, into):
-        shape = (out, into)
-        raise Problem(place, f"{rank} is more than {name} can have, a layer of {shape}", f"Use {min(shape)} or less")

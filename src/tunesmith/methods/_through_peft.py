@@ -39,6 +39,8 @@ class ThroughPeft(Method):
     """PEFT's word for each option that is passed on as it is."""
     free: ClassVar[frozenset[str]] = frozenset({"dropout"})
     """Options of these that may change when an adapter is gone on with."""
+    rank_option: ClassVar[str] = ""
+    """The option that no side of a layer may be smaller than, if there is one."""
     harmless: ClassVar[tuple[str, ...]] = (
         "fan_in_fan_out is set to",  # PEFT sets it by the kind of each layer, as it must be
     )
@@ -124,9 +126,24 @@ class ThroughPeft(Method):
         """Refuse options that do not fit a model, with what would."""
         for target in self.targets:
             chosen = self._chosen(model, target)
+            self._check_rank(target, chosen)
             for name, layer in chosen.items():
                 self._check_end(model, name, layer)
                 self._check_layer(name, layer)
+
+    def _check_rank(self, target: str, chosen: Mapping[str, nn.Module]) -> None:
+        """Refuse a rank that a layer cannot have; of `all-linear` a few may be smaller, but not all."""
+        if not self.rank_option:
+            return
+        rank, sides = getattr(self, self.rank_option), {name: _sides(layer) for name, layer in chosen.items()}
+        pick = max if target == ALL else min
+        name, shape = pick(sides.items(), key=lambda found: min(found[1]))
+        if rank > min(shape):
+            raise Problem(
+                f"method.{self.name()}.{self.rank_option}",
+                f"{rank} is more than {name} can have, a layer of {shape}",
+                f"Use {min(shape)} or less",
+            )
 
     def _chosen(self, model: PreTrainedModel, target: str) -> dict[str, nn.Module]:
         """The layers that a target means.
@@ -277,6 +294,14 @@ def switched_off(trained: PeftModel) -> Iterator[None]:
         yield
     for weight, learns in zip(trained.parameters(), learned, strict=True):
         weight.requires_grad_(learns)
+
+
+def _sides(layer: nn.Module) -> tuple[int, int]:
+    """Rows and columns of a layer's matrix, whatever it is held in."""
+    if isinstance(layer, nn.Linear):
+        return layer.out_features, layer.in_features
+    rows, columns = layer.weight.shape  # type: ignore[union-attr, misc]
+    return int(rows), int(columns)
 
 
 def _ends(model: PreTrainedModel) -> list[nn.Module]:

@@ -26,7 +26,7 @@ from transformers.pytorch_utils import Conv1D
 
 from tunesmith.core.problem import Problem
 from tunesmith.methods import Formula, Losses, Method
-from tunesmith.methods._low_rank import check_rank, transposed
+from tunesmith.methods._low_rank import transposed
 from tunesmith.methods._through_peft import ThroughPeft, wrapped
 from tunesmith.models.forest import Batch
 from tunesmith.models.policy import Policy
@@ -42,6 +42,7 @@ class AdaLora(ThroughPeft):
 
     usual_lr: ClassVar[float] = 1e-3
     kinds: ClassVar[tuple[type[nn.Module], ...]] = (nn.Linear, Conv1D)
+    rank_option: ClassVar[str] = "start_rank"
     words: ClassVar[Mapping[str, str]] = {
         "rank": "target_r",
         "start_rank": "init_r",
@@ -50,6 +51,11 @@ class AdaLora(ThroughPeft):
         "every": "deltaT",
         "orthogonality": "orth_reg_weight",
     }
+
+    harmless: ClassVar[tuple[str, ...]] = (
+        *ThroughPeft.harmless,
+        "Adapter 'default'",  # layers that were left with no rank have empty matrices
+    )
 
     rank: Annotated[int, Field(gt=0)] = 8
     """The rank of a layer at the end, on average."""
@@ -164,9 +170,6 @@ class AdaLora(ThroughPeft):
 
     def _more(self, model: PreTrainedModel) -> dict[str, Any]:
         return {"total_step": 1, "fan_in_fan_out": transposed(model)}
-
-    def _check_layer(self, name: str, layer: nn.Module) -> None:
-        check_rank("method.adalora.start_rank", self.start_rank, name, layer)
 
 
 def _config(trained: PeftModel) -> AdaLoraConfig:

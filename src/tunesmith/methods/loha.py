@@ -12,9 +12,7 @@ from typing import Annotated, ClassVar
 
 from peft import LoHaConfig, PeftConfig
 from pydantic import Field
-from torch import nn
 
-from tunesmith.methods._low_rank import check_rank
 from tunesmith.methods._through_peft import ThroughPeft
 from tunesmith.models.quantize import Held
 
@@ -23,6 +21,7 @@ class LoHa(ThroughPeft):
     """Two low-rank changes multiplied number by number: a high rank from few weights."""
 
     usual_lr: ClassVar[float] = 1e-3
+    rank_option: ClassVar[str] = "rank"
     words: ClassVar[Mapping[str, str]] = {
         "rank": "r",
         "alpha": "alpha",
@@ -45,6 +44,3 @@ class LoHa(ThroughPeft):
 
     def _kind(self) -> type[PeftConfig]:
         return LoHaConfig
-
-    def _check_layer(self, name: str, layer: nn.Module) -> None:
-        check_rank("method.loha.rank", self.rank, name, layer)

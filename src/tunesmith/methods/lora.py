@@ -42,6 +42,7 @@ class Lora(LowRank):
         *LowRank.harmless,
         "PiSSA changes the base weights",  # so they do, and what is saved is converted to plain LoRA
         "OLoRA changes the base weights",
+        "lora with eva initialization used with low_cpu_mem_usage",  # the matrices are made here, and then found
     )
 
     form: Literal["plain", "dora"] = "plain"
@@ -113,7 +114,6 @@ class Lora(LowRank):
         return {**super()._more(model), **own}
 
     def _check_layer(self, name: str, layer: nn.Module) -> None:
-        super()._check_layer(name, layer)
         if self.start == "olora" and isinstance(layer, Conv1D):
             raise Problem(
                 "method.lora.start",

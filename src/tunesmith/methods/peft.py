@@ -36,7 +36,6 @@ Type = Literal[
     "gralora",
     "hira",
     "hra",
-    "lily",
     "miss",
     "peanut",
     "pvera",
@@ -59,7 +58,7 @@ FIRST: Mapping[str, Mapping[str, Any]] = {
 """Settings other than PEFT's defaults: such as start at no change at all, and are the same whenever they are made."""
 NEEDS_WEIGHTS = {
     *("deft", "delora", "glora", "hra", "peanut", "tinylora"),
-    *(("bitsandbytes", "unilora"), ("torchao", "hira")),
+    *(("bitsandbytes", "unilora"), ("bitsandbytes", "gralora"), ("torchao", "hira")),
 }
 """Types that fail, or learn wrongly and say nothing, over a base in few bits: every one, or one of a library."""
 NOT_AT_IDENTITY = ("unilora", "vblora")
