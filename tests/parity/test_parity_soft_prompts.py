@@ -135,6 +135,17 @@ def test_before_an_encoder_too(kind: str, family: str) -> None:
         assert (found - wanted).abs().max() <= 1e-3 * wanted.abs().max()
 
 
+def test_pefts_prefix_of_an_encoder_decoder_leaves_half_of_it_unused() -> None:
+    """Why it is refused: the second of two layers gets what belongs to the first."""
+    config = PrefixTuningConfig(task_type="SEQ_2_SEQ_LM", num_virtual_tokens=3)
+    trained: Any = get_peft_model(tiny.model("t5"), config).eval()
+    loss = trained(input_ids=TOKENS, attention_mask=torch.ones_like(TOKENS), labels=TOKENS[:, :5].contiguous()).loss
+    (gradient,) = torch.autograd.grad(loss, list(trainable(trained).values()))
+    by_layer = gradient.view(3, 2, -1).abs().amax(dim=(0, 2))
+    assert by_layer[0] > 0
+    assert by_layer[1] == 0
+
+
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_peft_loads_what_is_saved(kind: str, family: str, tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ class DeepPrompt(SoftPrompt):
     def _check(self, model: PreTrainedModel) -> None:
         super()._check(model)
         if model.config.is_encoder_decoder:
-            raise self._misfit(model, "an encoder keeps no keys and values from one call to the next")
+            raise self._misfit(model, "PEFT's form of it leaves half of an encoder-decoder's keys and values unused")
         kinds = set(getattr(model.config.get_text_config(), "layer_types", None) or ())
         if other := sorted(kinds - ATTENTION):
             raise self._misfit(

@@ -10,12 +10,11 @@ activations (train.checkpoint_activations); here it works on forests.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from peft import PeftConfig, PeftModel, PrefixTuningConfig
 from pydantic import model_validator
-from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
 from tunesmith.core.problem import Problem
@@ -69,5 +68,5 @@ class Prefix(DeepPrompt):
         with torch.no_grad():
             cache = DynamicCache()
             model(input_ids=tokens[None], past_key_values=cache, use_cache=True)
-            read: list[Tensor] = [part for key, value, _ in cache for part in (key, value)]
+            read: list[Any] = [part for key, value, _ in cache for part in (key, value)]
             vectors_of(trained).copy_(torch.cat([part[0].transpose(0, 1).flatten(1) for part in read], dim=1))
