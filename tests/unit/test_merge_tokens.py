@@ -10,7 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 from made_codecs import tokenizer_json
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer, normalizers
+from tokenizers.models import BPE
+from tokenizers.trainers import BpeTrainer
 from transformers import AutoTokenizer
 
 from tunesmith.core.options import parse
@@ -53,6 +55,17 @@ def words_json(kind: str, words: Sequence[str], added: Sequence[str] = ("<unk>",
     listed = [{"id": len(words) + number, "content": text, **flags} for number, text in enumerate(added)]
     rest = {"normalizer": None, "pre_tokenizer": {"type": "Whitespace"}, "post_processor": None, "decoder": None}
     return {"version": "1.0", "added_tokens": listed, **rest, "model": model}
+
+
+def pieces_json() -> dict[str, Any]:
+    """A tokenizer of SentencePiece's kind as it is converted: pieces with a mark for spaces, and bytes for the rest."""
+    tokenizer = Tokenizer(BPE(byte_fallback=True, unk_token="<unk>", fuse_unk=True))
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    specials = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
+    trainer = BpeTrainer(vocab_size=300, special_tokens=specials, show_progress=False)
+    tokenizer.train_from_iterator(["the rain in the evening and the sun in the morning"] * 3, trainer)
+    data = json.loads(tokenizer.to_str())
+    return {**data, "added_tokens": data["added_tokens"][:3]}
 
 
 def folder(path: Path, data: Mapping[str, Any], rows: int | None = None, **config: Any) -> Path:
@@ -184,6 +197,26 @@ class TestUnion:
         assert sorted(ids, key=ids.__getitem__) == ["sun", "rain", "<unk>", "<a>", "snow", "<b>"]
         assert tokenizer.encode("snow <b>sun<a>").ids == [4, 5, 0, 3]
         assert AutoTokenizer.from_pretrained(tmp_path).get_vocab() == ids
+
+    @pytest.mark.parametrize(
+        ("order", "text"),
+        [((0, 1, 2), "rain in the sun"), ((1, 2, 0), "rain in the sun"), ((2, 0, 1), "sun rain")],
+        ids=["pieces", "bytes", "unigram"],
+    )
+    def test_pieces_of_sentencepiece_beside_bytes(self, order: tuple[int, ...], text: str, tmp_path: Path) -> None:
+        named = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+        made = [
+            folder(tmp_path / "pieces", pieces_json(), tokenizer_class="LlamaTokenizer", **named),
+            folder(tmp_path / "bytes", bytes_json(), tokenizer_class="Qwen2Tokenizer"),
+            folder(tmp_path / "unigram", words_json("Unigram", ["sun", "rain"]), eos_token="<unk>"),
+        ]
+        folders = [made[number] for number in order]
+        united(folders).save(tmp_path)
+        loaded, first = AutoTokenizer.from_pretrained(tmp_path), AutoTokenizer.from_pretrained(folders[0])
+        assert type(loaded) is type(first)
+        assert loaded.get_vocab() == tokens_of(tmp_path)
+        assert set(loaded.get_vocab()) == set().union(*map(tokens_of, folders))
+        assert loaded.decode(loaded(text)["input_ids"]) == first.decode(first(text)["input_ids"])
 
     def test_tokens_without_a_row_are_left_out(self, tmp_path: Path) -> None:
         count = Tokenizer.from_str(json.dumps(bytes_json(["Ġ hell", "o r"]))).get_vocab_size()

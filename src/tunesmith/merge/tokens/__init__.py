@@ -4,8 +4,9 @@
                                                                 ├─ settings   of config.json
                                                                 └─ save()     the tokenizer's files
 
-`build.vocabulary(spec, names, folders, base)` takes what the recipe says (None: nothing), the models' names as the
-recipe writes them with the folders of their tokenizers, in the engine's order, and the number of the base or None.
+`build.vocabulary(spec, names, folders, base, rows)` takes what the recipe says (None: nothing), the models' names as
+the recipe writes them with the folders of their tokenizers, in the engine's order, the number of the base or None, and
+how many rows each embedding has.
 Without a wish it checks that all vocabularies are the same, so that no row is mixed with another token's in silence,
 and gives None; the engine then copies the base's files.
 """
