@@ -1,4 +1,4 @@
-"""Opening a model to use it: the base, its adapter on it (PEFT), and the way to switch the adapter off."""
+"""Opening a model to use it: the base, its adapter on it, and the way to switch the adapter off."""
 
 from __future__ import annotations
 
@@ -17,8 +17,11 @@ from transformers import PreTrainedModel
 from tunesmith.core.problem import Problem
 from tunesmith.core.run import ModelSpec
 from tunesmith.data.tokenizer import Codec
+from tunesmith.methods._own import Adapted, saved_method
+from tunesmith.models.ancestor import ancestor_of
 from tunesmith.models.load import HeadKind, Loaded, load
 from tunesmith.models.policy import Policy
+from tunesmith.models.probe import check_ancestor
 from tunesmith.models.source import head_of
 
 ADAPTER_FILE = "adapter_model.safetensors"
@@ -26,7 +29,7 @@ ADAPTER_FILE = "adapter_model.safetensors"
 
 @dataclass(frozen=True)
 class Opened:
-    """A model in evaluation mode. trained: the model itself, or PEFT's wrapper with the adapter on it."""
+    """A model in evaluation mode. trained: the model itself, or a wrapper of it with the adapter on."""
 
     loaded: Loaded
     trained: nn.Module
@@ -46,7 +49,7 @@ class Opened:
 
     def off(self) -> AbstractContextManager[object]:
         """A context in which the base answers; where there is no adapter, the model as it is."""
-        return self.trained.disable_adapter() if isinstance(self.trained, PeftModel) else nullcontext()
+        return self.trained.disable_adapter() if isinstance(self.trained, PeftModel | Adapted) else nullcontext()
 
     def policy(self) -> Policy:
         """The model as a policy, whose reference is the model without its adapter."""
@@ -69,12 +72,15 @@ def open_model(spec: ModelSpec, head: HeadKind = "lm") -> Opened:
     return Opened(loaded, trained)
 
 
-def put_on(model: PreTrainedModel, folder: Path) -> PeftModel:
-    """The model with a PEFT adapter on it, for use only: nothing of it requires gradients.
+def put_on(model: PreTrainedModel, folder: Path) -> nn.Module:
+    """The model with an adapter on it, PEFT's or tunesmith's own, for use only: nothing of it requires gradients.
 
     Raises:
         Problem: the adapter is of a kind that PEFT does not have, or its weights are not those this model needs.
     """
+    own = saved_method(folder)
+    if own is not None:
+        return own.wear(model, folder)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what these warn of is checked below, and refused
@@ -82,6 +88,8 @@ def put_on(model: PreTrainedModel, folder: Path) -> PeftModel:
     except (RuntimeError, ValueError, KeyError, TypeError, OSError) as error:
         raise _misfit(folder, str(error).strip().splitlines()[0] if str(error).strip() else repr(error)) from error
     _check_names(adapted, folder)
+    if ancestor_of(adapted).length and (reason := check_ancestor(model, adapted)) is not None:
+        raise _misfit(folder, reason)
     return adapted
 
 

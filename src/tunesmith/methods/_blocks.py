@@ -11,7 +11,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 from torch import nn
 from transformers import PreTrainedModel
@@ -84,17 +83,6 @@ def score_head(model: PreTrainedModel) -> nn.Module | None:
 def width(model: PreTrainedModel) -> int:
     """Numbers in a hidden state."""
     return int(model.config.get_text_config().hidden_size)
-
-
-def refuse_quantised(model: PreTrainedModel, where: str, what: str) -> None:
-    """Refuse what needs weights that can learn.
-
-    Raises:
-        Problem: the weights are quantised.
-    """
-    config: Any = model.config
-    if getattr(model, "is_quantized", False) or getattr(config, "quantization_config", None) is not None:
-        raise Problem(where, f"{what}, and the base's weights are quantised", "Take model.quantize out, or use lora")
 
 
 def _block(path: str, module: nn.Module) -> Block:

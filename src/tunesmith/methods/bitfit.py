@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from tunesmith.core.problem import Problem
 from tunesmith.methods import Method, hold_in_float32
-from tunesmith.methods._blocks import is_norm, refuse_quantised, score_head
+from tunesmith.methods._blocks import is_norm, score_head
 
 
 class Bitfit(Method):
@@ -24,7 +24,6 @@ class Bitfit(Method):
     """What learns: every bias (those of norms too), every weight and bias of a norm, or both."""
 
     def apply(self, model: PreTrainedModel) -> nn.Module:
-        refuse_quantised(model, "method.bitfit", "changes weights of the base itself")
         found = {"biases": _biases(model), "norms": _norms(model)}
         chosen = found["biases"] | found["norms"] if self.parts == "both" else found[self.parts]
         if not chosen:

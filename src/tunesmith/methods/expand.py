@@ -23,7 +23,8 @@ from transformers import PreTrainedModel
 
 from tunesmith.core.problem import Problem
 from tunesmith.methods import Method, hold_in_float32
-from tunesmith.methods._blocks import blocks, refuse_quantised, score_head, single_stack
+from tunesmith.methods._blocks import blocks, score_head, single_stack
+from tunesmith.models.quantize import Held
 
 OUTPUTS = ("o_proj", "out_proj", "c_proj", "dense", "wo", "down_proj", "dense_4h_to_h", "fc2", "w2", "output_linear")
 """Names of the layers that write into the residual stream: first those of attention, then those behind it."""
@@ -44,12 +45,10 @@ class Expand(Method):
     def reversible(self) -> bool:
         return not self.blocks
 
-    @property
-    def needs_plain_base(self) -> str:
+    def unfit(self, held: Held) -> str:
         return "it copies blocks of the base and lets them learn"
 
     def apply(self, model: PreTrainedModel) -> nn.Module:
-        refuse_quantised(model, "method.expand", "copies blocks of the base and lets them learn")
         path, stack = single_stack(model, "method.expand")
         learning = self._own(model, stack) if self.blocks else self._grown(model, path, list(stack))
         model.requires_grad_(False)

@@ -23,11 +23,12 @@ from transformers import PreTrainedModel
 
 from tunesmith.core.problem import Problem
 from tunesmith.methods import Formula, Losses, trainable
-from tunesmith.methods._blocks import refuse_quantised, single_stack, width
+from tunesmith.methods._blocks import single_stack, width
 from tunesmith.methods._own import OwnMethod, Part
 from tunesmith.models.forest import Batch
 from tunesmith.models.heads import Head
 from tunesmith.models.policy import Policy
+from tunesmith.models.quantize import Held
 
 SAMPLE = 512
 """Targets of a batch on which the accuracy of heads is measured while training; validation takes all."""
@@ -57,13 +58,15 @@ class Medusa(OwnMethod):
     def reversible(self) -> bool:
         return self.base == "frozen"
 
+    def unfit(self, held: Held) -> str:
+        return "with base learns, weights of the base itself learn" if self.base == "learns" else ""
+
     def attach(self, model: PreTrainedModel) -> None:
         single_stack(model, "method.medusa")
         if model.get_output_embeddings() is None:
             what = f"foretells tokens, and {type(model).__name__} has no head for them"
             raise Problem("method.medusa", what, "Use the objective sft or pretrain")
         if self.base == "learns":
-            refuse_quantised(model, "method.medusa.base", "learns")
             model.requires_grad_()
         model.add_module("medusa", MedusaHeads(model, self.heads, own=self.vocabulary == "own"))
 

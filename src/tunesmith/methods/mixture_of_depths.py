@@ -24,11 +24,12 @@ from transformers.cache_utils import get_layer_types_and_kwargs
 
 from tunesmith.core.problem import Problem
 from tunesmith.methods import Formula, Losses
-from tunesmith.methods._blocks import refuse_quantised, single_stack, width
+from tunesmith.methods._blocks import single_stack, width
 from tunesmith.methods._own import OwnMethod
 from tunesmith.methods._routing import Choice, Routed, refused
 from tunesmith.models.forest import Batch
 from tunesmith.models.policy import Policy
+from tunesmith.models.quantize import Held
 
 PREDICTOR = 64
 """Numbers in the middle of a predictor."""
@@ -58,9 +59,10 @@ class MixtureOfDepths(OwnMethod):
     def starts_at_identity(self) -> bool:
         return self.capacity == 1
 
+    def unfit(self, held: Held) -> str:
+        return "" if self.learns == "routers" else f"with learns {self.learns}, weights of the base itself learn"
+
     def attach(self, model: PreTrainedModel) -> None:
-        if self.learns != "routers":
-            refuse_quantised(model, "method.mixture_of_depths.learns", f"is {self.learns}")
         _, stack = single_stack(model, "method.mixture_of_depths")
         for number in self._chosen(model, stack):
             routed = Routed(stack[number], number, self.capacity, width(model), PREDICTOR)
