@@ -32,7 +32,7 @@ MINI_SCALE = math.sqrt(128)
 class Apollo(AdamOptions):
     """Gradients scaled as Adam would, with almost no state: all weights learn at nearly the memory of SGD.
 
-    Matrices inside layers larger than the rank are moved so; all other weights by AdamW.
+    Matrices inside layers with at least `rank` rows and columns are moved so; all other weights by AdamW.
     """
 
     lr: Positive = 1e-4

@@ -27,12 +27,12 @@ from tunesmith.optimizers._own import State, Stepping
 class GaLore(AdamOptions):
     """Adam on gradients of low rank: all weights learn with a fraction of AdamW's state.
 
-    Matrices inside layers larger than the rank are moved so; all other weights by AdamW.
+    Matrices inside layers with at least `rank` rows and columns are moved so; all other weights by AdamW.
     """
 
     lr: Positive = 1e-4
-    """The highest learning rate, after warm-up. Matrices inside layers move by scale of it, so ten times what AdamW
-    likes is not too much for them; embeddings, head and vectors move by all of it."""
+    """The highest learning rate, after warm-up: all of it for embeddings, head and vectors, `scale` times it for
+    matrices inside layers."""
     rank: Count = 128
     """Directions of each gradient that are followed; more learn more and take more state."""
     refresh: Count = 200
