@@ -179,6 +179,30 @@ def oracle(style: str = "chatml") -> Any:
     )
 
 
+FRAMES = {"t5": ("", "</s>"), "bart": ("<s>", "</s>")}
+"""What tokenizers of encoder-decoders put around a text, by style; they have no chat template."""
+
+
+def sides_oracle(style: str = "t5") -> Any:
+    """The small tokenizer as an encoder-decoder has it, in transformers."""
+    from tokenizers import Tokenizer
+    from tokenizers.processors import TemplateProcessing
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer.from_str(tokenizer_json())
+    bos, eos = FRAMES[style]
+    specials = [(text, tokenizer.token_to_id(text)) for text in (bos, eos) if text]
+    tokenizer.post_processor = TemplateProcessing(single=f"{bos} $A {eos}".strip(), special_tokens=specials)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", pad_token="<|endoftext|>"
+    )
+
+
+def sides_codec(style: str = "t5") -> Codec:
+    """The codec of such a tokenizer."""
+    return Codec.of(sides_oracle(style), encoder_decoder=True)
+
+
 def chat(*contents: str, **last: Any) -> tuple[Message, ...]:
     """User and assistant in turn; `last` goes to the last message."""
     out = [Message("assistant" if n % 2 else "user", content) for n, content in enumerate(contents)]

@@ -10,11 +10,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from made_codecs import oracle
+from made_codecs import oracle, sides_oracle
 from safetensors.torch import load_file
 from transformers import (
     CONFIG_MAPPING,
     AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
     AutoModelForSequenceClassification,
     PreTrainedConfig,
     PreTrainedModel,
@@ -84,6 +85,35 @@ PADDED_FAMILIES: dict[str, dict[str, Any]] = {
 }
 """Families that cannot take one: state spaces, position biases, attention sinks."""
 
+SIDES_COMMON: dict[str, Any] = {
+    "d_model": 32,
+    "pad_token_id": 0,
+    "bos_token_id": 3,
+    "eos_token_id": 4,
+}
+T5 = {"d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 4, "decoder_start_token_id": 0, "dropout_rate": 0.0}
+BART = {
+    **{f"{side}_layers": 2 for side in ("encoder", "decoder")},
+    **{f"{side}_attention_heads": 4 for side in ("encoder", "decoder")},
+    **{f"{side}_ffn_dim": 48 for side in ("encoder", "decoder")},
+    "decoder_start_token_id": 4,
+    "forced_bos_token_id": None,
+    "forced_eos_token_id": None,
+    "max_position_embeddings": 128,
+    "dropout": 0.0,
+}
+SIDES_FAMILIES: dict[str, dict[str, Any]] = {
+    "t5": T5,
+    "mt5": T5,
+    "umt5": T5,
+    "longt5": T5 | {"local_radius": 4},
+    "bart": BART,
+    "pegasus": BART,
+    "marian": BART,
+    "blenderbot": BART,
+}
+"""Families with an encoder and a decoder."""
+
 CHATS = [
     {"instruction": f"what is {word}?", "output": f"{word} is a {kind}."}
     for word, kind in (
@@ -103,7 +133,7 @@ CHATS = [
 ]
 TEXTS = [{"text": f"{row['instruction']} {row['output']} the end"} for row in CHATS]
 PAIRS = [{"instruction": row["instruction"], "chosen": row["output"], "rejected": "I do not know."} for row in CHATS]
-ROWS = {"pretrain": TEXTS, "sft": CHATS, "dpo": PAIRS, "reward": PAIRS}
+ROWS = {"pretrain": TEXTS, "sft": CHATS, "seq2seq": CHATS, "dpo": PAIRS, "reward": PAIRS}
 
 
 def vocabulary() -> int:
@@ -113,6 +143,10 @@ def vocabulary() -> int:
 
 def config(family: str, **changes: Any) -> PreTrainedConfig:
     """The configuration of a tiny model."""
+    if family in SIDES_FAMILIES:
+        return CONFIG_MAPPING[family](
+            **{"vocab_size": vocabulary(), **SIDES_COMMON, **SIDES_FAMILIES[family], **changes}
+        )
     own = FAMILIES.get(family, PADDED_FAMILIES.get(family, {}))
     common = {} if own is OLD else COMMON
     return CONFIG_MAPPING[family](**{"vocab_size": vocabulary(), **common, **own, **changes})
@@ -122,26 +156,29 @@ def model(family: str = "llama", *, head: str = "lm", seed: int = 0, **changes: 
     """A tiny random model in evaluation mode, with weights large enough that every part of it matters."""
     torch.manual_seed(seed)
     kind: Any = AutoModelForCausalLM if head == "lm" else AutoModelForSequenceClassification
+    if family in SIDES_FAMILIES:
+        kind = AutoModelForSeq2SeqLM
     if head == "score":
         changes = {"num_labels": 1, **changes}
     made = kind.from_config(config(family, **changes)).eval()
     with torch.no_grad():
         for weight in made.parameters():
             if weight.ndim > 1:
-                weight.mul_(4)
+                weight.mul_(2 if SIDES_FAMILIES.get(family) is T5 else 4)  # T5 does not scale its attention
     return made
 
 
 @functools.cache
 def _tokenizer(style: str) -> Any:
-    return oracle(style)
+    return sides_oracle(style) if style in ("t5", "bart") else oracle(style)
 
 
 def folder(path: Path, family: str = "llama", *, shards: str = "1GB", **changes: Any) -> Path:
     """A tiny model with its tokenizer, as a folder to train from."""
     made = model(family, **changes)
     made.save_pretrained(path, max_shard_size=shards)
-    _tokenizer("chatml").save_pretrained(path)
+    style = "chatml" if family not in SIDES_FAMILIES else "t5" if SIDES_FAMILIES[family] is not BART else "bart"
+    _tokenizer(style).save_pretrained(path)
     return path
 
 
@@ -249,6 +286,17 @@ def pair_rows(count: int = 3, seed: int = 0, entries: int | None = None) -> list
         )
         for number in range(count)
     ]
+
+
+def sides_rows(entries: int | None = None, seed: int = 0) -> list[TokenRow]:
+    """Rows for encoder-decoders: prompts of uneven lengths that are only read, with one answer or several."""
+    draw, entries = np.random.default_rng(seed), entries or vocabulary()
+
+    def row(prompt: int, *answers: int) -> TokenRow:
+        learned = tuple(_piece(draw, length, entries, "all") for length in answers)
+        return TokenRow(_piece(draw, prompt, entries, "none"), learned, index=prompt)
+
+    return [row(21, 6), row(4, 5, 11), row(9, 1, 2, 7), row(19, 3, 3), row(1, 4)]
 
 
 def pairs(count: int = 3, seed: int = 0) -> Batch:

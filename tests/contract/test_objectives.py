@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from tunesmith.core.plugins import build, names
 from tunesmith.core.records import KINDS, Preference
+from tunesmith.core.rows import TokenRow
 from tunesmith.methods.full import Full
 from tunesmith.methods.lora import Lora
 from tunesmith.models.forest import Batch, plant
@@ -23,6 +24,7 @@ from tunesmith.objectives import Objective
 VARIANTS: dict[str, list[dict[str, Any]]] = {
     "dpo": [{}, {"beta": 0.5, "label_smoothing": 0.2}],
     "reward": [{}, {"margin": 0.5}, {"center": 0.1}],
+    "seq2seq": [{}, {"label_smoothing": 0.1}],
 }
 CASES = [
     pytest.param(name, options, id=f"{name}-{options}")
@@ -39,7 +41,7 @@ def objective_of(name: str, options: dict[str, Any]) -> Objective:
 
 def policy_of(objective: Objective, method: Lora | Full | None = None, seed: int = 0) -> Policy:
     """A tiny model with the head that the objective needs, under LoRA with a change that is not zero."""
-    model = tiny.model(head=objective.head, seed=seed)
+    model = tiny.model(family_of(objective), head=objective.head, seed=seed)
     forest = choose_attention(model, "auto").forest
     method = method or Lora(start="gaussian", dropout=0.0)
     trained = method.apply(model)
@@ -51,9 +53,20 @@ def policy_of(objective: Objective, method: Lora | Full | None = None, seed: int
     return Policy(model, forest=forest, trained=trained, off=off)
 
 
-def batch_of(objective: Objective, seed: int = 0) -> Batch:
+def family_of(objective: Objective) -> str:
+    return "t5" if objective.needs_encoder else "llama"
+
+
+def rows_of(objective: Objective, seed: int = 0) -> list[TokenRow]:
     """Rows as the objective takes them."""
-    return tiny.pairs(4, seed) if objective.takes is Preference else tiny.forest(seed=seed)
+    if objective.needs_encoder:
+        return tiny.sides_rows(seed=seed)
+    return tiny.pair_rows(4, seed) if objective.takes is Preference else tiny.forest_rows(seed=seed)
+
+
+def batch_of(objective: Objective, seed: int = 0) -> Batch:
+    """Such rows as a batch."""
+    return plant(rows_of(objective, seed))
 
 
 def gradients(policy: Policy, loss: Tensor) -> dict[str, Tensor]:
@@ -122,14 +135,14 @@ class TestObjective:
     def test_figures_of_a_row_do_not_depend_on_its_neighbours(self, name: str, options: dict[str, Any]) -> None:
         objective = objective_of(name, options)
         policy = policy_of(objective)
-        rows = tiny.pair_rows(4) if objective.takes is Preference else tiny.forest_rows()
+        rows = rows_of(objective)
         with torch.no_grad():
             alone = [float(objective.loss(policy, objective.prepare(policy, plant([row])))[0]) for row in rows]
             together = float(objective.loss(policy, objective.prepare(policy, plant(rows)))[0])
         assert together == pytest.approx(sum(alone), rel=1e-5)
 
     def test_learns_what_it_is_shown(self, name: str, options: dict[str, Any], tmp_path: Path) -> None:
-        base = tiny.folder(tmp_path / "base")
+        base = tiny.folder(tmp_path / "base", family_of(objective_of(name, options)))
         settings = {"method": "lora", "optimizer": {"adamw": {"lr": 2e-2}}, "train": {"epochs": 6}}
         result = tiny.trained(base, tmp_path, {name: options}, **settings)
         losses = tiny.losses(result)
@@ -139,9 +152,7 @@ class TestObjective:
 
 def plant_both(objective: Objective) -> Batch:
     """The rows of both batches of the sum law, in one."""
-    if objective.takes is Preference:
-        return plant([*tiny.pair_rows(4, 1), *tiny.pair_rows(4, 2)])
-    return plant([*tiny.forest_rows(seed=1), *tiny.forest_rows(seed=2)])
+    return plant([*rows_of(objective, 1), *rows_of(objective, 2)])
 
 
 class TestDpo:

@@ -20,7 +20,11 @@ _FLAGS = ("lstrip", "rstrip", "single_word", "normalized", "special")
 
 @dataclass(frozen=True, slots=True)
 class CodecParts:
-    """What a codec is made of, as plain strings and numbers, so that it can be sent to another process."""
+    """What a codec is made of, as plain strings and numbers, so that it can be sent to another process.
+
+    template: empty where an encoder reads prompts as plain text; prefix, suffix: the ids that the tokenizer puts around
+    a text; encoder_decoder: whether the model reads prompts apart from answers.
+    """
 
     tokenizer: str
     template: str
@@ -30,47 +34,57 @@ class CodecParts:
     prefix: tuple[int, ...] = ()
     suffix: tuple[int, ...] = ()
     date: str = FROZEN_DATE
+    encoder_decoder: bool = False
 
 
-def parts_of_folder(folder: Path, template: str | None = None) -> CodecParts:
+def parts_of_folder(folder: Path, template: str | None = None, encoder_decoder: bool = False) -> CodecParts:
     """The parts in a local model folder; template: as in `Codec.load`.
+
+    Raises:
+        Problem: the folder holds no tokenizer, or one that cannot be read.
+    """
+    if not (folder / "tokenizer.json").is_file():
+        return parts_of(_slow_tokenizer(folder), template, encoder_decoder)
+    tokenizer, config = backend_of_folder(folder), _read_json(folder / "tokenizer_config.json")
+    try:
+        templates = _templates(folder, config)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise _unknown_configuration(folder, error) from error
+    specials = _named_specials(config)
+    prefix, suffix = _frame(tokenizer)
+    prefix = _configured_bos(prefix, config, tokenizer, specials)
+    assemble = _assemble_sides if encoder_decoder else _assemble
+    return assemble(tokenizer.to_str(), templates, template, specials, (prefix, suffix))
+
+
+def backend_of_folder(folder: Path) -> Tokenizer:
+    """The tokenizer in a local model folder, with the tokens that only its configuration names.
 
     Raises:
         Problem: the folder holds no tokenizer, or one that cannot be read.
     """
     file = folder / "tokenizer.json"
     if not file.is_file():
-        return parts_of(_slow_tokenizer(folder), template)
-    config = _read_json(folder / "tokenizer_config.json")
-    tokenizer = read_tokenizer(_read(file), str(file))
+        return _backend(_slow_tokenizer(folder))
+    tokenizer, config = read_tokenizer(_read(file), str(file)), _read_json(folder / "tokenizer_config.json")
     try:
-        tokenizer, templates = _with_configured(tokenizer, config), _templates(folder, config)
+        return _with_configured(tokenizer, config)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        where, what = str(folder / "tokenizer_config.json"), f"names tokens or templates in no known way ({error!r})"
-        raise Problem(where, what, "Check that the file is complete") from error
-    specials = _named_specials(config)
-    prefix, suffix = _frame(tokenizer)
-    prefix = _configured_bos(prefix, config, tokenizer, specials)
-    return _assemble(tokenizer.to_str(), templates, template, specials, (prefix, suffix))
+        raise _unknown_configuration(folder, error) from error
 
 
-def parts_of(tokenizer: Any, template: str | None = None) -> CodecParts:
+def parts_of(tokenizer: Any, template: str | None = None, encoder_decoder: bool = False) -> CodecParts:
     """The parts of a tokenizer of transformers; template: as in `Codec.load`.
 
     Raises:
         Problem: it has no fast tokenizer behind it.
     """
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    if not isinstance(backend, Tokenizer):
-        raise Problem(
-            f"tokenizer {type(tokenizer).__name__}",
-            "is written in plain Python and has no tokenizer.json",
-            "Convert it: load it with transformers' AutoTokenizer and save it as a fast tokenizer",
-        )
+    backend = _backend(tokenizer)
     found: Any = tokenizer.chat_template
     templates = {"default": found} if isinstance(found, str) else dict(found or {})
     specials = {name: text for name, text in tokenizer.special_tokens_map.items() if isinstance(text, str)}
-    return _assemble(backend.to_str(), templates, template, specials, _frame(backend))
+    assemble = _assemble_sides if encoder_decoder else _assemble
+    return assemble(backend.to_str(), templates, template, specials, _frame(backend))
 
 
 def read_tokenizer(text: str, where: str) -> Tokenizer:
@@ -79,6 +93,22 @@ def read_tokenizer(text: str, where: str) -> Tokenizer:
         return Tokenizer.from_str(text)
     except Exception as error:  # tokenizers raises bare Exception for whatever is wrong
         raise Problem(where, f"is no tokenizer: {error}", "Check that the file is complete") from error
+
+
+def _backend(tokenizer: Any) -> Tokenizer:
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if not isinstance(backend, Tokenizer):
+        raise Problem(
+            f"tokenizer {type(tokenizer).__name__}",
+            "is written in plain Python and has no tokenizer.json",
+            "Convert it: load it with transformers' AutoTokenizer and save it as a fast tokenizer",
+        )
+    return backend
+
+
+def _unknown_configuration(folder: Path, error: Exception) -> Problem:
+    where, what = str(folder / "tokenizer_config.json"), f"names tokens or templates in no known way ({error!r})"
+    return Problem(where, what, "Check that the file is complete")
 
 
 def _assemble(
@@ -91,6 +121,32 @@ def _assemble(
     source, was_set = _choose_template(templates.get("default"), wanted, tokenizer, specials)
     tools = None if was_set else templates.get("tool_use")
     return CodecParts(tokenizer, source, tools, was_set, tuple(sorted(specials.items())), *frame)
+
+
+def _assemble_sides(
+    tokenizer: str,
+    templates: Mapping[str, str],
+    wanted: str | None,
+    specials: Mapping[str, str],
+    frame: tuple[tuple[int, ...], tuple[int, ...]],
+) -> CodecParts:
+    """The parts for an encoder-decoder: a template is for prompts only, and without one they are plain text."""
+    source, was_set = "", "the tokenizer has no chat template, so the encoder reads the turns of a prompt as plain text"
+    if wanted or templates.get("default"):
+        source, was_set = _choose_template(templates.get("default"), wanted, tokenizer, specials)
+    known = {token["content"]: int(token["id"]) for token in json.loads(tokenizer)["added_tokens"]}
+    ids = [known[text] for text in specials.values() if text in known]
+    if specials.get("eos_token") not in known:
+        raise Problem("tokenizer", "names no end token, and an answer needs one", "Name one in tokenizer_config.json")
+    if strange := [text for text, number in known.items() if number in {*frame[0], *frame[1]} - set(ids)]:
+        raise Problem(
+            "tokenizer",
+            f"puts {', '.join(strange)} around every text, and whether answers need the same is not known here",
+            "Use a model whose tokenizer adds no language codes",
+        )
+    frame = (frame[0], frame[1] or (known[specials["eos_token"]],))
+    tools = None if was_set else templates.get("tool_use")
+    return CodecParts(tokenizer, source, tools, was_set, tuple(sorted(specials.items())), *frame, encoder_decoder=True)
 
 
 def _frame(tokenizer: Tokenizer) -> tuple[tuple[int, ...], tuple[int, ...]]:

@@ -8,7 +8,8 @@
     Prompt      prompt, open for an answer           nothing learned
 
 Every row is tokenised as a whole, so its ids are those that serving gives; a preference's trunk is what both
-renderings share before either's first learned token.
+renderings share before either's first learned token. For encoder-decoders the trunk is the prompt and every answer a
+branch (`sides.py`).
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from tunesmith.core.records import Chat, Message, Preference, Prompt, Rated, Rec
 from tunesmith.core.rows import Piece, TokenRow
 from tunesmith.data.masks import NoMask, spans
 from tunesmith.data.report import Rejected
+from tunesmith.data.sides import cut_sides, sides
 from tunesmith.data.template import TemplateRefusal
 from tunesmith.data.tokenizer import Codec
 
@@ -72,9 +74,14 @@ def encode(record: Record, codec: Codec, rules: Rules, count: Count = lambda nam
     Raises:
         Problem: a row is longer than `max_tokens` and the rules refuse that, or the template breaks its limits.
     """
+    check(codec, rules)
     try:
-        row = _ENCODERS[type(record)](record, codec, rules)
-        rows = [row] if row.depth <= rules.max_tokens else _shorten(row, record, rules, count)
+        if codec.encoder_decoder:
+            weights = _learned_answers(record.messages, rules) if isinstance(record, Chat) else {}
+            rows = [_fitting(row, record, codec, rules, count) for row in sides(record, codec, weights)]
+        else:
+            row = _ENCODERS[type(record)](record, codec, rules)
+            rows = [row] if row.depth <= rules.max_tokens else _shorten(row, record, rules, count)
         if rules.kind is not Prompt:
             rows = [row for row in rows if row.learned]
     except TemplateRefusal as error:
@@ -82,6 +89,26 @@ def encode(record: Record, codec: Codec, rules: Rules, count: Count = lambda nam
     except NoMask as error:
         return _rejected(record, error.reason, str(error))
     return rows or _rejected(record, "nothing to learn", "no token of the row would be learned")
+
+
+def check(codec: Codec, rules: Rules) -> None:
+    """Refuse rules that a model cannot keep.
+
+    Raises:
+        Problem: an encoder-decoder is to learn plain text, or its prompts.
+    """
+    if codec.encoder_decoder and rules.kind is Text:
+        raise Problem(
+            "rows of plain text",
+            "are for models that go on with a text, and this one has an encoder for it, which predicts nothing",
+            "Give rows with prompts and answers (objective seq2seq), or take a model without an encoder",
+        )
+    if codec.encoder_decoder and rules.learn == "all":
+        raise Problem(
+            "train.learn",
+            "is all, and the model reads prompts with an encoder, which predicts nothing",
+            "Set it to answers or last",
+        )
 
 
 def _text(record: Text, codec: Codec, rules: Rules) -> TokenRow:
@@ -200,15 +227,31 @@ def _between(piece: Piece, start: int, stop: int) -> Piece:
 def _shorten(row: TokenRow, record: Record, rules: Rules, count: Count) -> list[TokenRow]:
     """What the rules make of a row that is too long."""
     what = f"has {row.depth:,} tokens, and train.max_tokens is {rules.max_tokens:,}"
-    if rules.over_long == "refuse":
-        raise Problem(str(record.place), what, "Raise max_tokens, or set train.over_long to drop or truncate")
-    if rules.over_long == "drop":
-        raise NoMask("too long", what)
+    _refuse_long(what, record, rules)
     if rules.over_long == "split":
         count(SPLIT)
         return _windows(row.trunk, rules.max_tokens)
     count(TRUNCATED)
     return [_truncated(row, rules.max_tokens, what)]
+
+
+def _fitting(row: TokenRow, record: Record, codec: Codec, rules: Rules, count: Count) -> TokenRow:
+    """What the rules make of a row whose sides are read apart: each may have `max_tokens`."""
+    longest = max(len(piece) for piece in (row.trunk, *row.branches))
+    if longest <= rules.max_tokens:
+        return row
+    side = "prompt" if longest == len(row.trunk) else "answer"
+    what = f"has {longest:,} tokens in its {side}, and train.max_tokens is {rules.max_tokens:,}"
+    _refuse_long(what, record, rules)
+    count(TRUNCATED)
+    return cut_sides(row, rules.max_tokens, codec)
+
+
+def _refuse_long(what: str, record: Record, rules: Rules) -> None:
+    if rules.over_long == "refuse":
+        raise Problem(str(record.place), what, "Raise max_tokens, or set train.over_long to drop or truncate")
+    if rules.over_long == "drop":
+        raise NoMask("too long", what)
 
 
 def _windows(piece: Piece, size: int) -> list[TokenRow]:

@@ -17,7 +17,7 @@ from tunesmith.core.problem import Problem, raise_all
 from tunesmith.core.records import Record
 from tunesmith.core.run import DataSpec, Run
 from tunesmith.data.build import Part, Progress, build_store, cache_folder
-from tunesmith.data.encode import Rules
+from tunesmith.data.encode import Rules, check
 from tunesmith.data.report import DataReport
 from tunesmith.data.sources import open_source
 from tunesmith.data.split import sample, split, without_shared
@@ -49,6 +49,7 @@ def prepare(
     """
     train = run.train
     rules = Rules(kind, train.max_tokens or MAX_TOKENS, train.over_long, train.learn)
+    check(codec, rules)
     parts, apart = _open(run.data, base), _open(run.validation.data, base)
     store, report = build_store(parts, codec, rules, cache_folder(), progress)
     if apart:
@@ -106,7 +107,7 @@ def _apart(store: TokenStore, held_out: TokenStore, max_rows: int) -> _Sides:
 
 
 def _template_lines(codec: Codec) -> list[str]:
-    return [codec.parts.template_was_set] if codec.template_was_set else []
+    return [codec.parts.template_was_set] if codec.parts.template_was_set else []
 
 
 def _content(store: TokenStore) -> str:

@@ -60,34 +60,40 @@ class Codec:
         self._tool_template = Template(tools, named, parts.date) if tools else self._template
 
     @classmethod
-    def load(cls, folder: Path, template: str | None = None) -> Codec:
+    def load(cls, folder: Path, template: str | None = None, encoder_decoder: bool = False) -> Codec:
         """The codec of a local model folder.
 
-        template: a Jinja file or `chatml` to set in place of the folder's own; None keeps that.
+        template: a Jinja file or `chatml` to set in place of the folder's own; None keeps that; encoder_decoder:
+        whether the model is one, so that prompts and answers are texts of their own.
 
         Raises:
             Problem: the folder holds no tokenizer, or one that cannot be read.
         """
-        return cls(parts_of_folder(folder, template))
+        return cls(parts_of_folder(folder, template, encoder_decoder))
 
     @classmethod
-    def of(cls, tokenizer: Any, template: str | None = None) -> Codec:
+    def of(cls, tokenizer: Any, template: str | None = None, encoder_decoder: bool = False) -> Codec:
         """The codec of a tokenizer of transformers.
 
         Raises:
             Problem: it has no fast tokenizer behind it.
         """
-        return cls(parts_of(tokenizer, template))
+        return cls(parts_of(tokenizer, template, encoder_decoder))
 
     @property
     def template(self) -> str:
-        """The source of the chat template in use; it is saved with the model."""
+        """The source of the chat template in use; it is saved with the model. Empty: prompts are plain text."""
         return self.parts.template
+
+    @property
+    def encoder_decoder(self) -> bool:
+        """Whether prompts are read by an encoder, apart from answers."""
+        return self.parts.encoder_decoder
 
     @property
     def template_was_set(self) -> bool:
         """Whether the template is not the tokenizer's own."""
-        return bool(self.parts.template_was_set)
+        return bool(self.template and self.parts.template_was_set)
 
     @cached_property
     def vocab_size(self) -> int:
@@ -109,6 +115,8 @@ class Codec:
     def end_texts(self) -> tuple[str, ...]:
         """The special tokens that end an answer: those the template writes after one, and the end of text."""
         call = {"type": "function", "function": {"name": PROBE, "arguments": {PROBE: PROBE}}}
+        if self.encoder_decoder:
+            return tuple(text for text, number in self.special_ids.items() if number == self.eos)
         answers: list[dict[str, Any]] = [{"content": PROBE}, {"content": "", "tool_calls": [call]}]
         eos = [text for text, number in self.special_ids.items() if number == self.eos]
         found = [self._end_of({"role": "assistant", **answer}) for answer in answers]
@@ -135,14 +143,20 @@ class Codec:
         _refuse_reserved(text)
         return self._twin.encode(text, add_special_tokens=False).ids
 
+    def encode_framed(self, text: str) -> list[int]:
+        """The ids of a text with what the tokenizer puts around one, as an encoder-decoder reads and writes texts."""
+        return [*self.parts.prefix, *self.encode_text(text), *self.parts.suffix]
+
     def encode_chat(
         self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] = (), add_generation_prompt: bool = False
     ) -> list[int]:
-        """The ids of a chat as the template writes it.
+        """The ids of a chat as the template writes it; without one the turns as one text, a line each, in its frame.
 
         Raises:
-            TemplateRefusal: the template refuses the chat.
+            TemplateRefusal: the template refuses the chat, or there is none and the chat is more than text.
         """
+        if self.encoder_decoder and not self.template:
+            return self.encode_framed(self._as_text(messages, tools))
         return self.locate(self.render(messages, tools, add_generation_prompt).text, ())[0]
 
     def render(
@@ -169,6 +183,10 @@ class Codec:
             _refuse_reserved(plain, tools)
         escaped = [self._escape(message, message["role"] == "assistant") for message in plain]
         return template.render(escaped, [self._escape(tool) for tool in tools], add_generation_prompt)
+
+    def _as_text(self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]]) -> str:
+        _refuse_unread([message.plain() for message in messages], tools, "")
+        return "\n".join(message.content for message in messages)
 
     def locate(self, text: str, cuts: Sequence[int]) -> tuple[list[int], NDArray[np.int64]]:
         """The ids of a rendered text, and for each cut between characters the first token that reaches past it."""
@@ -313,7 +331,8 @@ def _refuse_unread(messages: Sequence[Mapping[str, Any]], tools: Sequence[Any], 
     for name, used in parts.items():
         if used and name not in source:
             word = name.replace("_", " ").replace("reasoning content", "reasoning")
-            raise TemplateRefusal(f"has {word}, and the chat template has no place for them")
+            what = "the chat template has no place for them" if source else "there is no chat template to write them"
+            raise TemplateRefusal(f"has {word}, and {what}")
 
 
 def _any_of(texts: Any) -> re.Pattern[str]:

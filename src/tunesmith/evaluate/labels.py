@@ -71,15 +71,17 @@ def label_set(training: Sequence[str], measured: Sequence[str]) -> tuple[str, ..
 def label_row(chat: Chat, labels: Sequence[str], codec: Codec, max_tokens: int) -> TokenRow | Rejected:
     """A chat whose last answer is replaced by each label in turn: the shared prompt, and a branch a label."""
     rules = Rules(Chat, max_tokens=max_tokens, over_long="drop", learn="last")
-    pieces: list[Piece] = []
+    rows: list[TokenRow] = []
     for label in labels:
         last = replace(chat.messages[-1], content=label, learn=True, weight=1.0)
         before = tuple(replace(message, learn=False) for message in chat.messages[:-1])
         found = encode(replace(chat, messages=(*before, last)), codec, rules)
         if isinstance(found, Rejected):
             return found
-        pieces.append(found[0].trunk)
-    return _forked(pieces)
+        rows.append(found[0])
+    if codec.encoder_decoder:
+        return replace(rows[0], branches=tuple(row.branches[0] for row in rows))
+    return _forked([row.trunk for row in rows])
 
 
 def choose(scorer: Scorer, rows: LabelRows, by: By = "probability", seed: int = 0) -> Outcome:

@@ -1,4 +1,4 @@
-"""Batches for generation: prompts of like length side by side, padded on the left, within a token budget."""
+"""Batches for generation: prompts of like length side by side, padded, within a token budget."""
 
 from __future__ import annotations
 
@@ -54,11 +54,21 @@ def _fits(batch: Sequence[Job], job: Job, budget: int, pad: bool) -> bool:
 
 
 def left_padded(jobs: Sequence[Job], filler: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Tokens [B, L] and mask [B, L] with every prompt's end in the last column."""
+    """Tokens [B, L] and mask [B, L] with every prompt's end in the last column, from which the answer goes on."""
+    return _padded(jobs, filler, device, left=True)
+
+
+def right_padded(jobs: Sequence[Job], filler: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Tokens [B, L] and mask [B, L] with every prompt's start in the first column, where an encoder counts from."""
+    return _padded(jobs, filler, device, left=False)
+
+
+def _padded(jobs: Sequence[Job], filler: int, device: torch.device, left: bool) -> tuple[Tensor, Tensor]:
     longest = max(len(job.tokens) for job in jobs)
     tokens = torch.full((len(jobs), longest), filler, dtype=torch.long)
     mask = torch.zeros_like(tokens)
     for row, job in enumerate(jobs):
-        tokens[row, longest - len(job.tokens) :] = torch.tensor(job.tokens)
-        mask[row, longest - len(job.tokens) :] = 1
+        start = longest - len(job.tokens) if left else 0
+        tokens[row, start : start + len(job.tokens)] = torch.tensor(job.tokens)
+        mask[row, start : start + len(job.tokens)] = 1
     return tokens.to(device), mask.to(device)

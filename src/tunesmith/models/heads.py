@@ -1,8 +1,10 @@
 """The language-model head, computed only at targets and in chunks: the logits of a batch never exist at once.
 
-    log p(token | hidden) = (z - logsumexp z)[token],   z = cap * tanh(scale * W h / cap)
+    log p(token | hidden) = (z - logsumexp z)[token],   z = cap * tanh((scale * W h + bias) / cap)
 
-(scale and cap as the architecture has them: Granite and Cohere scale, Gemma 2 caps.)
+(as the architecture has them: Granite, Cohere and T5 scale, BART adds a bias, Gemma 2 caps.) With label smoothing e the
+right token counts (1 - e) and all V tokens together e:  (1 - e) log p(token) + e / V * sum_v log p(v)
+(Szegedy et al., arXiv:1512.00567).
 
 Where the head is frozen, the gradient of each log-probability with respect to its hidden state is found in the
 forward pass, chunk by chunk, so the backward pass is one product of rows by scalars; rows are independent of each
@@ -23,23 +25,37 @@ CHUNK_NUMBERS = 1 << 24
 
 
 class Head:
-    """The last layer of a language model with the scale and cap its architecture puts on logits."""
+    """The last layer of a language model with the scale, bias and cap its architecture puts on logits."""
 
-    def __init__(self, layer: nn.Module, scale: float = 1.0, cap: float | None = None) -> None:
+    def __init__(
+        self,
+        layer: nn.Module,
+        scale: float = 1.0,
+        cap: float | None = None,
+        *,
+        bias: Tensor | None = None,
+        smoothing: float = 0.0,
+    ) -> None:
+        """bias: added to the logits, broadcast to [V]; smoothing: share of each target spread over all tokens."""
         self.layer = layer
         self.scale = scale
         self.cap = cap
+        self.bias = bias
+        self.smoothing = smoothing
 
     @classmethod
-    def of(cls, model: PreTrainedModel) -> Head:
+    def of(cls, model: PreTrainedModel, smoothing: float = 0.0) -> Head:
         """The head of a transformers model, with what its configuration says about logits."""
         config = model.config.get_text_config()
         scale = float(getattr(config, "logit_scale", None) or 1.0)
         scale /= float(getattr(config, "logits_scaling", None) or 1.0)
+        if _scaled_by_width(model):
+            scale *= config.d_model**-0.5
         layer = model.get_output_embeddings()
         if layer is None:
             raise TypeError(f"{type(model).__name__} has no language-model head")
-        return cls(layer, scale, getattr(config, "final_logit_softcapping", None))
+        bias = getattr(model, "final_logits_bias", None)
+        return cls(layer, scale, getattr(config, "final_logit_softcapping", None), bias=bias, smoothing=smoothing)
 
     @property
     def learns(self) -> bool:
@@ -51,6 +67,8 @@ class Head:
         logits = self.layer(hidden).float()
         if self.scale != 1.0:
             logits = logits * self.scale
+        if self.bias is not None:
+            logits = logits + self.bias.view(-1)
         if self.cap is not None:
             logits = self.cap * torch.tanh(logits / self.cap)
         return logits
@@ -68,7 +86,12 @@ class Head:
 
     def _logprobs(self, hidden: Tensor, tokens: Tensor) -> Tensor:
         logits = self.logits(hidden)
-        return logits.gather(-1, tokens[:, None])[:, 0] - logits.logsumexp(dim=-1)
+        return self._picked(logits, tokens) - logits.logsumexp(dim=-1)
+
+    def _picked(self, logits: Tensor, tokens: Tensor) -> Tensor:
+        """[M] the logit of each right token, with smoothing mixed with the mean of all."""
+        picked = logits.gather(-1, tokens[:, None])[:, 0]
+        return torch.lerp(picked, logits.mean(dim=-1), self.smoothing) if self.smoothing else picked
 
     def with_slopes(self, hidden: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """log p of each token [M], and its gradient by its hidden state [M, d]."""
@@ -85,11 +108,13 @@ class Head:
         logits = self.logits(hidden)
         bend = None if self.cap is None else 1 - (logits / self.cap) ** 2
         top = logits.amax(dim=-1, keepdim=True)
-        picked = (logits.gather(-1, tokens[:, None]) - top)[:, 0]
+        picked = self._picked(logits, tokens) - top[:, 0]
         shares = logits.sub_(top).exp_()
         total = shares.sum(dim=-1, keepdim=True)
         slope = shares.div_(total).neg_()
-        slope.scatter_add_(1, tokens[:, None], slope.new_ones(len(tokens), 1))
+        slope.scatter_add_(1, tokens[:, None], slope.new_full((len(tokens), 1), 1 - self.smoothing))
+        if self.smoothing:
+            slope.add_(self.smoothing / slope.shape[1])
         if bend is not None:
             slope.mul_(bend)
         weight = cast(nn.Linear, self.layer).weight
@@ -103,6 +128,13 @@ class Head:
         vocabulary = int(self.layer.weight.shape[0])  # type: ignore[union-attr, arg-type]
         size = max(16, CHUNK_NUMBERS // vocabulary)
         return list(zip(hidden.split(size), tokens.split(size), strict=True))
+
+
+def _scaled_by_width(model: PreTrainedModel) -> bool:
+    """Whether states are scaled by 1 / sqrt(d_model) before the head, as T5 does where its embeddings are tied."""
+    config = model.config
+    tied_only = config.model_type in ("umt5", "switch_transformers") and config.tie_word_embeddings
+    return bool(getattr(config, "scale_decoder_outputs", tied_only))
 
 
 class _FrozenHead(torch.autograd.Function):

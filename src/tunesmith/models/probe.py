@@ -42,6 +42,9 @@ def choose_attention(model: PreTrainedModel, wanted: str) -> Verdict:
     refuses it.
     """
     own = model.config._attn_implementation
+    if model.config.is_encoder_decoder:
+        why = f"{type(model).__name__} has an encoder and a decoder, and takes no forest"
+        return Verdict(False, f"{why}; each prompt is read once, and its answers are padded rows")
     if wanted == "padded":
         return Verdict(False, "padded rows were asked for")
     batch = _small_forest(model.config.get_text_config().vocab_size).to(model.device)
@@ -61,13 +64,74 @@ def choose_attention(model: PreTrainedModel, wanted: str) -> Verdict:
 
 
 def check_head(model: PreTrainedModel) -> float:
-    """How far chunked head logits are from the model's own, relative to their size: scales and caps are all known."""
+    """How far chunked head logits are from the model's own, relative to their size: scales and caps are all known.
+
+    Of an encoder-decoder the log-probabilities of answers are compared instead, which proves its two sides as well.
+    """
+    if model.config.is_encoder_decoder:
+        return _check_sides(model)
     tokens = _small_forest(model.config.get_text_config().vocab_size).tokens.to(model.device)[None, :8]
     with torch.no_grad():
         decoder = getattr(model, model.base_model_prefix)
         ours = Head.of(model).logits(decoder(input_ids=tokens, use_cache=False).last_hidden_state)
         theirs = model(input_ids=tokens, use_cache=False).logits.float()
     return _difference(ours, theirs)
+
+
+def check_ancestor(model: PreTrainedModel, trained: nn.Module) -> str | None:
+    """Why a soft prompt on a model is not computed as it should be, or None.
+
+    It must reach what comes after it, and be the same above a forest, where the model takes one, and above padded rows.
+    """
+    sides = model.config.is_encoder_decoder
+    batch = _small_forest(model.config.get_text_config().vocab_size, answered=sides).to(model.device)
+    forest = model.config._attn_implementation == NAME
+    training = model.training
+    model.eval()
+    try:
+        bare = _states(Policy(model, forest=False), batch)
+        under = _states(Policy(model, forest=False, trained=trained), batch)
+        found = _states(Policy(model, forest=forest, trained=trained), batch)
+    except Exception as error:  # whatever a foreign architecture raises means that it takes no such prompt
+        return f"{type(error).__name__}: {error}".splitlines()[0]
+    finally:
+        model.train(training)
+    if torch.equal(bare, under):
+        return "it does not reach the text"
+    difference = _difference(found, under)
+    return (
+        f"forest and padded rows differ by {difference:.2g}" if difference > TOLERANCE.get(model.dtype, 1e-4) else None
+    )
+
+
+@torch.no_grad()
+def _states(policy: Policy, batch: Batch) -> Tensor:
+    """[R, d] the last state of each answer."""
+    rows = torch.arange(batch.answers, device=batch.tokens.device)
+    return policy.hidden(batch, batch.ends, rows).float()
+
+
+def _check_sides(model: PreTrainedModel) -> float:
+    """A small batch of prompts with several answers against the model called with each prompt and its labels."""
+    draw = np.random.default_rng(0)
+    vocabulary = int(Head.of(model).layer.weight.shape[0])  # type: ignore[arg-type, union-attr]
+    prompts, answers = ([draw.integers(vocabulary // 2, vocabulary, n) for n in sizes] for sizes in ((9, 4), (5, 7, 3)))
+    trunks = [Piece(tokens.astype(np.int32), np.zeros(len(tokens), np.float32)) for tokens in prompts]
+    first, second, third = (Piece(tokens.astype(np.int32), np.ones(len(tokens), np.float32)) for tokens in answers)
+    batch = plant([TokenRow(trunks[0], (first, second)), TokenRow(trunks[1], (third,))]).to(model.device)
+    policy = Policy(model, forest=False)
+    with torch.no_grad(), policy.still():
+        ours = policy.logprobs(batch)
+        pairs = zip((prompts[0], prompts[0], prompts[1]), answers, strict=True)
+        theirs = torch.cat([_own_logprobs(model, prompt, answer) for prompt, answer in pairs])
+    return _difference(ours, theirs)
+
+
+def _own_logprobs(model: PreTrainedModel, prompt: np.ndarray, answer: np.ndarray) -> Tensor:
+    """[A] the log-probability of each token of an answer, as the model itself shifts its labels."""
+    tokens, labels = (torch.from_numpy(part).to(model.device)[None] for part in (prompt, answer))
+    logits = model(input_ids=tokens, attention_mask=torch.ones_like(tokens), labels=labels, use_cache=False).logits
+    return logits.float().log_softmax(dim=-1)[0].gather(-1, labels[0, :, None])[:, 0]
 
 
 def _fall_back(model: PreTrainedModel, own: str | None, reason: str) -> Verdict:
@@ -106,12 +170,13 @@ def _difference(ours: Tensor, theirs: Tensor) -> float:
     return float("inf") if np.isnan(found) else found
 
 
-def _small_forest(vocabulary: int) -> Batch:
+def _small_forest(vocabulary: int, answered: bool = False) -> Batch:
+    """Rows of several shapes; answered: only those that have answers, as an encoder-decoder needs it."""
     draw = np.random.default_rng(0)
 
     def piece(length: int) -> Piece:
         tokens = draw.integers(0, min(vocabulary, 1000), length).astype(np.int32)
         return Piece(tokens, np.ones(length, np.float32))
 
-    shared = TokenRow(piece(9), (piece(5), piece(7)))
-    return plant([shared, TokenRow(piece(12)), TokenRow(piece(4), (piece(3),))])
+    rows = [TokenRow(piece(9), (piece(5), piece(7))), TokenRow(piece(12)), TokenRow(piece(4), (piece(3),))]
+    return plant([row for row in rows if row.branches or not answered])

@@ -55,6 +55,15 @@ def head_of(found: Found) -> Literal["lm", "score"]:
     return "score" if "ForSequenceClassification" in architectures else "lm"
 
 
+def is_encoder_decoder(found: Found) -> bool:
+    """Whether a model on disk reads prompts with an encoder and writes answers with a decoder."""
+    from transformers import CONFIG_MAPPING
+
+    config = read_json(found.base / "config.json")
+    usual = getattr(CONFIG_MAPPING[str(config.get("model_type"))], "is_encoder_decoder", False)
+    return bool(config.get("is_encoder_decoder", usual))
+
+
 def find(path: str, revision: str | None = None) -> Found:
     """Fetch what is not here yet, look through runs and adapters, and check the files.
 
@@ -79,9 +88,27 @@ def _find(path: str, revision: str | None, before: tuple[Path, ...]) -> Found:
         fetched = not Path(path).expanduser().is_dir()
         return _adapter(folder, before, fetched)
     _check_config(folder)
+    check_files(folder)
+    return Found(str(folder) if Path(path).expanduser().is_dir() else path, folder)
+
+
+def fetch(path: str, revision: str | None = None) -> Path:
+    """The folder of a name as it is, fetched where it is not here yet; nothing in it is looked at.
+
+    Raises:
+        Problem: there is nothing by that name.
+    """
+    return _folder(path, revision)
+
+
+def check_files(folder: Path) -> None:
+    """Check a model's files without the heavy libraries: whole safetensors, all that the index names.
+
+    Raises:
+        Problem: weights that are pickles, cut short or missing.
+    """
     _check_weights(folder, "*.safetensors")
     _check_index(folder)
-    return Found(str(folder) if Path(path).expanduser().is_dir() else path, folder)
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -211,7 +238,7 @@ def _check_config(folder: Path) -> None:
 def _check_quantization(file: Path, value: Any) -> None:
     from transformers.quantizers.auto import AUTO_QUANTIZER_MAPPING
 
-    known = sorted(AUTO_QUANTIZER_MAPPING)
+    known = sorted({name.removesuffix("_4bit").removesuffix("_8bit") for name in AUTO_QUANTIZER_MAPPING})
     method = cast("dict[str, Any]", value).get("quant_method") if isinstance(value, dict) else None
     if str(method) not in known:
         what = f"quantization_config names the method {method!r}, which transformers does not know"

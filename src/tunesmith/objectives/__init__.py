@@ -21,6 +21,8 @@ class Objective(Plugin):
     """The kind of record it learns from."""
     head: ClassVar[Literal["lm", "score"]] = "lm"
     """The output layer it needs: next tokens, or one number a row."""
+    needs_encoder: ClassVar[bool] = False
+    """Whether it is for encoder-decoders only; other objectives take these too, where their rows have prompts."""
     unit: ClassVar[str] = "tokens"
     """What is counted, for people."""
 

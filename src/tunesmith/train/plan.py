@@ -69,9 +69,13 @@ def _tokens(inputs: Inputs) -> int:
 
 
 def _operations(inputs: Inputs, counted: Shape) -> float:
-    """Floating-point operations a token: 2 a weight forward, 2 for the gradient by inputs, 2 by weights that learn."""
+    """Floating-point operations a token: 2 a weight forward, 2 for the gradient by inputs, 2 by weights that learn.
+
+    A token of an encoder-decoder meets one of two sides, about half of the weights.
+    """
     forwards = 2 if inputs.run.train.checkpoint_activations == "on" else 1
-    return 2.0 * counted.all * (forwards + 1) + 2.0 * counted.trainable
+    whole = 2.0 * counted.all * (forwards + 1) + 2.0 * counted.trainable
+    return whole / 2 if inputs.codec.encoder_decoder else whole
 
 
 def _data_lines(inputs: Inputs, tokens: int) -> list[Line]:
@@ -91,6 +95,7 @@ def _model_lines(counted: Shape) -> list[Line]:
     return [
         ("parameters", f"{counted.all:,}"),
         ("of these or beside them, learned", f"{counted.trainable:,} ({share:.2%})"),
+        *((f"in {part}", f"{number:,}") for part, number in counted.parts.items()),
     ]
 
 

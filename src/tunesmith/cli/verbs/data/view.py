@@ -101,9 +101,10 @@ def _codec(model: str, template: str | None) -> Codec:
 
     if model.startswith(builtin.PREFIX):
         return Codec.load(builtin.path(model), template)
-    from tunesmith.models.source import find
+    from tunesmith.models.source import find, is_encoder_decoder
 
-    return Codec.load(find(model).tokenizer, template)
+    found = find(model)
+    return Codec.load(found.tokenizer, template, is_encoder_decoder(found))
 
 
 def _record(spec: DataSpec, base: Path, row: int) -> Record | Rejected:
@@ -135,8 +136,9 @@ def _show(record: Record, spec: DataSpec, rules: Rules | None, codec: Codec, ids
     if isinstance(whole, Rejected):
         screen.say(f"Rejected as {whole.reason}: {whole.message}", "red")
         raise typer.Exit(1)
-    _pieces(whole[0], kept, rules, codec, ids)
-    _legend(whole[0], codec)
+    for found in whole:
+        _pieces(found, kept, rules, codec, ids)
+    _legend(whole, codec)
     if isinstance(kept, Rejected):
         screen.say(f"This row is not used: {kept.message} (train.over_long is {rules.over_long}).", "red")
 
@@ -145,17 +147,21 @@ def _pieces(whole: TokenRow, kept: list[TokenRow] | Rejected, rules: Rules, code
     """Print every piece of a row; what stands behind the run's limit is shown as cut."""
     split = rules.over_long == "split" or not isinstance(kept, list)
     room = WITHOUT_LIMIT if split else rules.max_tokens
-    names = _names(whole)
+    names = _names(whole, codec)
     _piece(names[0], whole.trunk, room, codec, ids)
+    before = 0 if codec.encoder_decoder else len(whole.trunk)
     for name, branch in zip(names[1:], whole.branches, strict=True):
-        _piece(name, branch, max(0, room - len(whole.trunk)), codec, ids)
-    if isinstance(kept, list) and len(kept) > 1:
+        _piece(name, branch, max(0, room - before), codec, ids)
+    if isinstance(kept, list) and len(kept) > 1 and not codec.encoder_decoder:
         screen.say(f"Split into {len(kept)} windows of at most {rules.max_tokens:,} tokens.")
 
 
-def _names(row: TokenRow) -> tuple[str, ...]:
+def _names(row: TokenRow, codec: Codec) -> tuple[str, ...]:
+    prompt = "prompt, read by the encoder" if codec.encoder_decoder else "prompt"
     if len(row.branches) == 2:
-        return ("prompt", "chosen", "rejected")
+        return (prompt, "chosen", "rejected")
+    if row.branches and not row.values:
+        return (prompt, "answer, written by the decoder")
     if row.branches:
         return ("prompt", f"answer, found {'good' if row.values and row.values[0] else 'bad'}")
     return ("tokens",)
@@ -224,7 +230,7 @@ def _style(state: str) -> str:
     return STYLES[state.partition(" ")[0]]
 
 
-def _legend(row: TokenRow, codec: Codec) -> None:
+def _legend(rows: list[TokenRow], codec: Codec) -> None:
     from rich.text import Text
 
     screen.heading("legend")
@@ -235,7 +241,8 @@ def _legend(row: TokenRow, codec: Codec) -> None:
     out.print(
         Text("  special  ", SPECIAL).append(f"tokens with a meaning of their own: {names}", "default"), soft_wrap=True
     )
-    screen.say(f"{len(row):,} tokens, {row.learned:,} learned; │ stands between tokens, ⏎ is a line break.")
+    tokens, learned = sum(map(len, rows)), sum(row.learned for row in rows)
+    screen.say(f"{tokens:,} tokens, {learned:,} learned; │ stands between tokens, ⏎ is a line break.")
 
 
 def _place(record: Record | Rejected) -> str:
