@@ -126,9 +126,10 @@ class ThroughPeft(Method):
         """Refuse options that do not fit a model, with what would."""
         for target in self.targets:
             chosen = self._chosen(model, target)
-            self._check_rank(target, chosen)
             for name, layer in chosen.items():
                 self._check_end(model, name, layer)
+            self._check_rank(target, chosen)
+            for name, layer in chosen.items():
                 self._check_layer(name, layer)
 
     def _check_rank(self, target: str, chosen: Mapping[str, nn.Module]) -> None:

@@ -22,7 +22,7 @@ class LoraPlus(Lora):
     ratio: Annotated[float, Field(ge=1)] = 16.0
     """How many times the optimizer's lr the second matrix learns with; with large ones, set a lower lr."""
     embedding_lr: Annotated[float, Field(gt=0)] = 1e-6
-    """The learning rate of the first matrix of embeddings, where these are among the targets."""
+    """The learning rate of embeddings, where these are among the targets."""
 
     def groups(self, model: nn.Module, lr: float) -> list[dict[str, Any]]:
         rates: dict[float, list[nn.Parameter]] = {}
@@ -31,7 +31,6 @@ class LoraPlus(Lora):
         return [{"params": weights, "lr": rate} for rate, weights in rates.items()]
 
     def _lr(self, name: str, lr: float) -> float:
-        if "lora_embedding_A" in name:
+        if ".lora_embedding_" in name:
             return self.embedding_lr
-        second = ("lora_B", "lora_embedding_B", "lora_magnitude_vector")
-        return lr * self.ratio if any(part in name for part in second) else lr
+        return lr * self.ratio if ".lora_B." in name or ".lora_magnitude_vector." in name else lr
