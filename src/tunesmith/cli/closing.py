@@ -41,13 +41,14 @@ def close(result: Result) -> None:
 
 def next_commands(folder: RunDir) -> Iterator[str]:
     """The commands that follow a finished run, by what was trained."""
+    from tunesmith.methods._own import saved_method
     from tunesmith.models.ancestor import saved_length
 
     chats = _objective(folder) != "reward"
     yield screen.command("evaluate", folder.path)
     if chats:
         yield screen.command("chat", folder.path, "--against")
-    if is_adapter(folder) and not saved_length(folder.model):
+    if is_adapter(folder) and not saved_length(folder.model) and saved_method(folder.model) is None:
         yield screen.command("fold", folder.path)
     elif chats:
         yield screen.command("chat", folder.path)

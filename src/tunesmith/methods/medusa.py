@@ -164,6 +164,11 @@ def heads_of(model: nn.Module) -> MedusaHeads:
     raise Problem("model", "has no Medusa heads", "Train them with the method medusa")
 
 
+def has_heads(model: nn.Module) -> bool:
+    """Whether heads were put on a model."""
+    return any(isinstance(part, MedusaHeads) for part in model.modules())
+
+
 class _Listening(Policy):
     """A policy that keeps the states at its targets, so that they are computed once for objective and heads."""
 

@@ -75,6 +75,13 @@ class MedusaAnswers(LocalAnswers):
         """Tokens that one pass over a draft gave, on average; plain generation has 1."""
         return self.accepted / self.passes if self.passes else 0.0
 
+    @property
+    def told(self) -> str:
+        """What drafting gave so far, for a person; empty before the first answer."""
+        if not self.passes:
+            return ""
+        return f"Medusa: {self.mean_accepted:.2f} tokens a pass of the base on average, 1 without drafts"
+
     def answer(self, asks: Sequence[Ask], sampling: Sampling) -> Iterator[Answer]:
         _check(sampling)
         return super().answer(asks, sampling)
