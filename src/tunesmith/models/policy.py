@@ -3,7 +3,8 @@
     Batch ─▶ decoder ─▶ hidden states ─▶ head at targets ─▶ logprobs [M]
                                       └▶ score at the ends ─▶ scores [R]
 
-Whether the decoder runs over the forest or over padded rows is decided here and nowhere else.
+Whether the decoder runs over the forest or over padded rows is decided here and nowhere else, and so is that a soft
+prompt stands above them (`ancestor`).
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from tunesmith.models import encoder_decoder
+from tunesmith.models.ancestor import ancestor_of
 from tunesmith.models.attention import no_mask
 from tunesmith.models.forest import Batch
 from tunesmith.models.heads import Head
@@ -56,11 +59,11 @@ class Policy:
         """The model without its last layer."""
         return getattr(self.model, self.model.base_model_prefix)
 
-    def logprobs(self, batch: Batch) -> Tensor:
-        """[M] log-probability of each target, in float32."""
+    def logprobs(self, batch: Batch, smoothing: float = 0.0) -> Tensor:
+        """[M] log-probability of each target, in float32; smoothing: the share of it spread over all tokens."""
         with self._precision():
             hidden = self.hidden(batch, batch.targets.source, batch.targets.row)
-            return Head.of(self.model).logprobs(hidden, batch.targets.token)
+            return Head.of(self.model, smoothing).logprobs(hidden, batch.targets.token)
 
     def scores(self, batch: Batch) -> Tensor:
         """[R] the number that a score head gives each answer, read at its last token, in float32."""
@@ -78,21 +81,24 @@ class Policy:
 
     def hidden(self, batch: Batch, source: Tensor, row: Tensor) -> Tensor:
         """[K, d] hidden states after the last layer at tokens `source` [K] of answers `row` [K]."""
+        ancestor = ancestor_of(self.trained)
+        if self.model.config.is_encoder_decoder:
+            return encoder_decoder.hidden(self.model, batch, source, row, self._inputs, ancestor)
         if self.forest:
+            layout = ancestor.layout(batch.layout)
             states = self.decoder(
-                **self._inputs(batch.tokens[None], batch.tree_lengths()[None]),
-                attention_mask=no_mask(len(batch), batch.tokens.device),
-                position_ids=batch.positions[None],
-                layout=batch.layout,
+                **ancestor.inputs(self.model, self._inputs(batch.tokens[None], batch.tree_lengths()[None])),
+                attention_mask=no_mask(len(layout.positions), batch.tokens.device),
+                position_ids=layout.positions[None],
+                layout=layout,
                 use_cache=False,
             ).last_hidden_state
-            return states[0, source]
+            return states[0, source + ancestor.states]
         padded = batch.padded()
         lengths = padded.mask.sum(dim=1, keepdim=True).expand_as(padded.mask)
-        states = self.decoder(
-            **self._inputs(padded.tokens, lengths), attention_mask=padded.mask, use_cache=False
-        ).last_hidden_state
-        return states[row, batch.positions[source]]
+        rows = ancestor.rows(self.model, self._inputs(padded.tokens, lengths), padded.mask)
+        states = self.decoder(**rows, use_cache=False).last_hidden_state
+        return states[row, batch.positions[source] + ancestor.states]
 
     @contextmanager
     def still(self) -> Iterator[None]:
