@@ -67,6 +67,9 @@ class OptimizerSpec(Plugin):
     def before_step(self, optimizer: Optimizer, step: int) -> None:
         """Called before the gradients of a step are computed, such as to choose which weights get one."""
 
+    def heaviest_step(self, optimizer: Optimizer) -> None:
+        """Let learn what learns in the step that keeps the most activations; the plan counts those."""
+
     def still(self, optimizer: Optimizer) -> AbstractContextManager[object]:
         """A context in which the weights are those to measure and to save, where training moves others."""
         return nullcontext()

@@ -45,6 +45,10 @@ class BAdam(AdamOptions):
         turns = cast(Turns, optimizer)
         turns.activate([self.block(turns, step)], drop=True)
 
+    def heaviest_step(self, optimizer: Optimizer) -> None:
+        turns = cast(Turns, optimizer)
+        turns.activate(turns.layers[:1], drop=True)
+
     def block(self, turns: Turns, step: int) -> str:
         """The block that learns in a step."""
         blocks = turns.layers + ([ENDS] if self.ends == "learn" and ENDS in turns.blocks else [])

@@ -45,6 +45,10 @@ class Lisa(AdamOptions):
         chosen = drawn(turns.layers, self.layers, turns.seed, step // self.every)
         turns.activate([ENDS, *chosen], drop=self.resting == "dropped")
 
+    def heaviest_step(self, optimizer: Optimizer) -> None:
+        turns = cast(Turns, optimizer)
+        turns.activate([ENDS, *turns.layers[: self.layers]], drop=True)
+
     def _active(self, shapes: Shapes) -> int:
         """Numbers in the ends and the largest layers."""
         found = sizes(shapes)

@@ -35,7 +35,7 @@ from tunesmith.models.forest import Batch, plant
 from tunesmith.models.heads import CHUNK_NUMBERS
 from tunesmith.models.policy import Policy
 from tunesmith.models.quantize import Held, saved_bytes, written_bytes
-from tunesmith.optimizers import OptimizerSpec
+from tunesmith.optimizers import OptimizerSpec, named
 
 LIBRARIES_BYTES = 700_000_000
 """What Python, torch and transformers take before the first weight, seen on Linux."""
@@ -110,13 +110,15 @@ def survey(
     sides = model.config.is_encoder_decoder
     layers = _layers(model) if sides else model.config.get_text_config().num_hidden_layers
     batch = _forest(tokens, row, answer if sides else 0.0)
+    shapes = {name: weight.shape for name, weight in trainable(trained).items()}
+    learns = sum(shape.numel() for shape in shapes.values())
+    frozen = sum(w.numel() * w.element_size() for w in trained.parameters() if not w.requires_grad)
+    parts = learned_parts(trained)
+    optimizer.heaviest_step(optimizer.build(named(method.groups(trained, optimizer.lr), trained)))
     activations = _saved_bytes(model, trained, batch)
     if checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
         activations = activations // layers + _saved_bytes(model, trained, batch)
-    shapes = {name: weight.shape for name, weight in trainable(trained).items()}
-    learns = sum(shape.numel() for shape in shapes.values())
-    frozen = sum(w.numel() * w.element_size() for w in trained.parameters() if not w.requires_grad)
     memory = Memory(
         weights=frozen - spared,
         learns=optimizer.holds.itemsize * learns,
@@ -125,7 +127,7 @@ def survey(
         activations=activations + written,
         head=3 * 4 * max(CHUNK_NUMBERS, 16 * model.config.get_text_config().vocab_size),
     )
-    return Shape(whole, learns, layers, memory, learned_parts(trained))
+    return Shape(whole, learns, layers, memory, parts)
 
 
 def learned_parts(trained: nn.Module) -> dict[str, int]:
