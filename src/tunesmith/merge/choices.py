@@ -18,7 +18,7 @@ from tunesmith.core.options import parse
 from tunesmith.core.problem import Problem, Problems, nearest
 from tunesmith.merge.methods import MergeMethod, OneEach
 from tunesmith.merge.recipe import Recipe, Slice
-from tunesmith.merge.settings import Settings, look_up
+from tunesmith.merge.settings import Level, look_up
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ def _with(kind: Any, bounds: Sequence[Any]) -> Any:
 
 
 @dataclass(frozen=True)
-class Options:
+class Choices:
     """The levels of a recipe around one tensor; names: its name in each source."""
 
     recipe: Recipe
@@ -89,7 +89,7 @@ class Options:
             if number != self.base
         )
 
-    def _value(self, option: Option, tensor: str, own: tuple[Settings, ...]) -> Any:
+    def _value(self, option: Option, tensor: str, own: tuple[Level, ...]) -> Any:
         levels = (*own, self.slice.settings, self.recipe.settings)
         found = look_up(levels, option.name, tensor, self.t, option.kind)
         if found is not None:
@@ -139,7 +139,7 @@ def _idle(recipe: Recipe, options: dict[str, Option]) -> Iterator[Problem]:
                 yield Problem(rule.place, "has no effect: every tensor has a nearer value", "Take it out")
 
 
-def _explained(recipe: Recipe, settings: Settings, option: Option) -> bool:
+def _explained(recipe: Recipe, settings: Level, option: Option) -> bool:
     """Whether `check_idle` says why already."""
     for each in recipe.slices:
         for source in each.sources:
@@ -148,7 +148,7 @@ def _explained(recipe: Recipe, settings: Settings, option: Option) -> bool:
     return False
 
 
-def _levels(recipe: Recipe) -> Iterator[Settings]:
+def _levels(recipe: Recipe) -> Iterator[Level]:
     yield recipe.settings
     for each in recipe.slices:
         yield each.settings

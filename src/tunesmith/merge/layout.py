@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from tunesmith.core.problem import Problem, raise_all
-from tunesmith.merge.choices import Options, check_idle
+from tunesmith.merge.choices import Choices, check_idle
 from tunesmith.merge.inputs import EMBEDDINGS, HEADS, Model
 from tunesmith.merge.methods import MergeMethod
 from tunesmith.merge.names import Name
@@ -228,7 +228,7 @@ class Layout:
         apart = recipe.method.base != "none"
         names = [source.name for source in wanted.slice.sources]
         base = names.index(wanted.slice.base) if apart and wanted.slice.base in names else None
-        options = Options(recipe, wanted.slice, wanted.name, [part.name for part in wanted.parts], base, wanted.t)
+        options = Choices(recipe, wanted.slice, wanted.name, [part.name for part in wanted.parts], base, wanted.t)
         method = options.method(self.faults)
         if method is None:
             return None

@@ -220,6 +220,9 @@ def _in_words(output: Path) -> Generator[None]:
         if error.errno in FORBIDDEN:
             what = f"cannot be written ({os.strerror(error.errno or 0).lower()})"
             raise Problem(str(output), what, "Choose another folder, or its rights") from error
+        if error.errno == errno.ENOENT and not staging_of(output).is_dir():
+            what = f"the folder of the work ({staging_of(output).name}) was removed while it was in use"
+            raise Problem(str(output), what, "Start the merge again") from error
         raise
 
 

@@ -9,6 +9,8 @@ full    besides, transformers loads the model without a weight missing or left o
 
 from __future__ import annotations
 
+import logging
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -79,32 +81,58 @@ def prove_files(folder: Path, shards: Sequence[ShardFile]) -> int:
 def prove_model(folder: Path) -> float:
     """Load the model and compute its logits on real prompts; the mean loss of the prompts' own tokens, in nats.
 
+    Layers stay on the disk until it is their turn, so memory follows the embeddings and the largest layer.
+
     Raises:
         Problem: it does not load, weights are missing, or its logits are not finite.
     """
     import torch
 
     from tunesmith.models.device import DTYPES
-    from tunesmith.models.load import load_codec, load_weights
+    from tunesmith.models.load import load_codec, load_weights, skeleton
     from tunesmith.models.source import find, head_of, read_json
 
     found = find(str(folder))
+    head = head_of(found)
     stored = DTYPES.get(str(read_json(folder / "config.json").get("dtype")), torch.float32)
-    model = load_weights(found, head_of(found), stored)
     codec = load_codec(found)
-    losses = [_loss(model, codec.encode_text(prompt), folder) for prompt in PROMPTS]
-    return sum(losses) / len(losses)
+    logging.getLogger("accelerate.big_modeling").setLevel(
+        logging.ERROR
+    )  # it tells of layers on the disk: they shall be
+    with tempfile.TemporaryDirectory(dir=folder) as scratch:
+        places = {"device_map": _places(skeleton(found, head)), "offload_folder": scratch}
+        model = load_weights(found, head, stored, places)
+        return _loss(model.eval(), [codec.encode_text(prompt) for prompt in PROMPTS], folder)
 
 
-def _loss(model: torch.nn.Module, ids: list[int], folder: Path) -> float:
-    """The mean loss of a prompt's tokens after the first; 0 where the model has no logits by token."""
+def _places(model: torch.nn.Module) -> dict[str, str]:
+    """Where each part is kept: the members of the longest list of modules on the disk, all else in memory."""
     import torch
 
-    row = torch.tensor([ids])
+    lists = [(len(part), name) for name, part in model.named_modules() if isinstance(part, torch.nn.ModuleList)]
+    _, longest = max(lists, default=(0, ""))
+    places: dict[str, str] = {}
+    for name, part in model.named_modules():
+        if longest and name.startswith(f"{longest}.") and name.count(".") == longest.count(".") + 1:
+            places[name] = "disk"
+        elif not list(part.children()) and not (longest and name.startswith(f"{longest}.")):
+            places[name] = "cpu"
+    return places
+
+
+def _loss(model: torch.nn.Module, rows: list[list[int]], folder: Path) -> float:
+    """The mean loss of the rows' tokens after the first; 0 where the model has no logits by token."""
+    import torch
+    from torch.nn.utils.rnn import pad_sequence
+
+    tokens = pad_sequence([torch.tensor(row) for row in rows], batch_first=True)
+    mask = pad_sequence([torch.ones(len(row), dtype=torch.long) for row in rows], batch_first=True)
     with torch.no_grad():
-        logits = model(input_ids=row).logits.float()
-    if not torch.isfinite(logits).all():
+        logits = model(input_ids=tokens, attention_mask=mask).logits.float()
+    real = logits[mask.bool()] if logits.ndim == 3 else logits
+    if not torch.isfinite(real).all():
         raise Problem(str(folder), "its logits on real prompts are not finite, so it was not kept", "Check the recipe")
-    if logits.ndim < 3 or len(ids) < 2:
+    if logits.ndim < 3:
         return 0.0
-    return float(torch.nn.functional.cross_entropy(logits[0, :-1], row[0, 1:]))
+    learned = tokens[:, 1:].masked_fill(mask[:, 1:] == 0, -100)
+    return float(torch.nn.functional.cross_entropy(logits[:, :-1].transpose(1, 2), learned))

@@ -20,7 +20,7 @@ from tunesmith.core.problem import Problem, Problems, nearest, raise_all
 from tunesmith.core.yaml_file import Places, parse_yaml, read_text
 from tunesmith.merge.methods import MergeMethod
 from tunesmith.merge.names import Name, read_name
-from tunesmith.merge.settings import Settings, read_settings
+from tunesmith.merge.settings import Level, read_level
 from tunesmith.merge.tokens import TokenizerSpec
 
 TYPES = {"float64": "F64", "float32": "F32", "bfloat16": "BF16", "float16": "F16"}
@@ -47,7 +47,7 @@ class Source:
 
     name: Name
     layers: tuple[int, int] | None
-    settings: Settings
+    settings: Level
     place: str
 
 
@@ -57,7 +57,7 @@ class Slice:
 
     sources: tuple[Source, ...]
     base: Name | None
-    settings: Settings
+    settings: Level
     place: str
 
 
@@ -72,7 +72,7 @@ class Recipe:
     method: type[MergeMethod]
     slices: tuple[Slice, ...]
     base: Name | None
-    settings: Settings
+    settings: Level
     dtype: str | None
     out_dtype: str | None
     tokenizer: TokenizerSpec | None
@@ -137,7 +137,7 @@ def _recipe(value: Any, where: str, text: str, places: Places, found: list[Probl
         _method(keys, found),
         tuple(_slices(keys, base, found)),
         base,
-        read_settings(keys.get("parameters"), "parameters", found),
+        read_level(keys.get("parameters"), "parameters", found),
         _type(keys, "dtype", found),
         _type(keys, "out_dtype", found),
         _tokenizer(keys, found),
@@ -181,8 +181,8 @@ def _slices(keys: Mapping[str, Any], base: Name | None, found: list[Problem]) ->
     if given[0] == "models":
         sources = list(_sources(cast("list[Any]", parts), "models", found, layered=False))
         if base and base not in [source.name for source in sources]:
-            sources.append(Source(base, None, Settings("base_model"), "base_model"))
-        yield Slice(tuple(sources), base, Settings("models"), "models")
+            sources.append(Source(base, None, Level("base_model"), "base_model"))
+        yield Slice(tuple(sources), base, Level("models"), "models")
         return
     for number, part in enumerate(cast("list[Any]", parts)):
         yield _slice(part, f"slices.{number}", base, found)
@@ -191,7 +191,7 @@ def _slices(keys: Mapping[str, Any], base: Name | None, found: list[Problem]) ->
 def _slice(value: Any, place: str, base: Name | None, found: list[Problem]) -> Slice:
     if not isinstance(value, Mapping) or not isinstance(value.get("sources"), list) or not value["sources"]:  # pyright: ignore[reportUnknownMemberType]
         found.append(Problem(place, f"is {value!r}", "Write {sources: [{model: NAME, layer_range: [0, 8]}]}"))
-        return Slice((), base, Settings(place), place)
+        return Slice((), base, Level(place), place)
     keys = cast("Mapping[str, Any]", value)
     if keys.get("residual_weight") is not None:
         found.append(Problem(f"{place}.residual_weight", "has no effect, in mergekit neither", "Take it out"))
@@ -200,7 +200,7 @@ def _slice(value: Any, place: str, base: Name | None, found: list[Problem]) -> S
     return Slice(
         tuple(_sources(keys["sources"], f"{place}.sources", found, layered=True)),
         base if own is None else _name(own, f"{place}.base_model", found),
-        read_settings(keys.get("parameters"), f"{place}.parameters", found),
+        read_level(keys.get("parameters"), f"{place}.parameters", found),
         place,
     )
 
@@ -214,7 +214,7 @@ def _sources(parts: list[Any], place: str, found: list[Problem], *, layered: boo
         keys = cast("Mapping[str, Any]", part)
         _check_keys(keys, here, ("model", "parameters", *(["layer_range"] if layered else [])), found)
         layers = _range(keys.get("layer_range"), here, found) if layered else None
-        settings = read_settings(keys.get("parameters"), f"{here}.parameters", found)
+        settings = read_level(keys.get("parameters"), f"{here}.parameters", found)
         name = _name(keys["model"], f"{here}.model", found)
         if name is not None:
             yield Source(name, layers, settings, here)

@@ -62,7 +62,7 @@ def _on_gradient(points: list[Any], t: float, kind: TypeAdapter[Any]) -> Any:
 
 
 @dataclass(eq=False)
-class Settings:
+class Level:
     """The parameters of one level of a recipe: its own, a slice's, or a model's.
 
     place: of the mapping, dotted; used: the places of the rules that some tensor took its value from.
@@ -90,7 +90,7 @@ class Settings:
             yield from ((name, rule) for rule in rules if rule.place not in self.used)
 
 
-def look_up(levels: Iterable[Settings], name: str, tensor: str, t: float, kind: TypeAdapter[Any]) -> Any:
+def look_up(levels: Iterable[Level], name: str, tensor: str, t: float, kind: TypeAdapter[Any]) -> Any:
     """The value from the nearest level that has one, nearest first; None where none has."""
     for level in levels:
         found = level.value(name, tensor, t, kind)
@@ -99,17 +99,17 @@ def look_up(levels: Iterable[Settings], name: str, tensor: str, t: float, kind: 
     return None
 
 
-def read_settings(value: Any, place: str, found: list[Problem]) -> Settings:
+def read_level(value: Any, place: str, found: list[Problem]) -> Level:
     """The parameters of a mapping in a recipe; what is wrong with them is added to `found`."""
     if value is None:
-        return Settings(place)
+        return Level(place)
     if not isinstance(value, Mapping):
         found.append(Problem(place, f"expected parameters by name; the value seen is {value!r}"))
-        return Settings(place)
+        return Level(place)
     rules: dict[str, list[Rule]] = {}
     for name, written in cast("Mapping[str, Any]", value).items():
         rules[name] = list(_rules(written, f"{place}.{name}", found))
-    return Settings(place, rules)
+    return Level(place, rules)
 
 
 def _rules(value: Any, place: str, found: list[Problem]) -> Iterator[Rule]:
