@@ -13,6 +13,7 @@ from peft import PeftModel, PrefixTuningConfig, PromptEncoderConfig, PromptTunin
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from tunesmith.cli.closing import next_commands
 from tunesmith.core.events import Event
 from tunesmith.core.plugins import build
 from tunesmith.core.problem import Problem
@@ -170,28 +171,10 @@ class TestMethods:
         assert torch.equal(ours["prompt_embeddings"], theirs["prompt_embeddings"])
         assert saved_length(whole.folder.model) == 4
 
-    def test_a_live_reference_is_a_precomputed_one(self, name: str, base: Path, tmp_path: Path) -> None:
-        """The first loss of a method that starts at identity would be log 2."""
-        figures = []
-        for reference in ("live", "precomputed"):
-            objective = {"dpo": {"reference": reference}}
-            made = tiny.trained(base, tmp_path, objective, method={name: METHODS[name]}, optimizer=LR, output=reference)
-            figures.append(tiny.losses(made))
-        assert figures[0] == pytest.approx(figures[1], rel=1e-4)
-        assert abs(figures[0][0] - math.log(2)) > 1e-3
-
-    def test_recomputing_gives_the_same_run(self, name: str, base: Path, tmp_path: Path) -> None:
-        runs = [
-            tiny.trained(
-                base, tmp_path, method={name: METHODS[name]}, output=setting, train={"checkpoint_activations": setting}
-            )
-            for setting in ("on", "off")
-        ]
-        assert tiny.losses(runs[0]) == pytest.approx(tiny.losses(runs[1]), rel=1e-6)
-
     def test_a_run_is_used_from_its_folder(self, name: str, base: Path, tmp_path: Path) -> None:
         made = tiny.trained(base, tmp_path, method={name: METHODS[name]}, optimizer=LR, train={"epochs": 6})
         assert tiny.losses(made)[-1] < tiny.losses(made)[0]
+        assert not any(" fold " in line for line in next_commands(made.folder))
         opened = open_model(ModelSpec(path=str(made.folder.path), dtype="float32", device="cpu"))
         theirs = PeftModel.from_pretrained(loaded(base), str(made.folder.model))
         for ours, expected in zip(tensors_of(opened.trained), tensors_of(theirs), strict=True):
@@ -213,6 +196,29 @@ class TestMethods:
         before, after = (tiny.tensors(run.folder.model)["prompt_embeddings"] for run in (first, second))
         assert (before - after).abs().max() <= 1e-6
         assert tiny.losses(second)[0] < tiny.losses(first)[0]
+
+
+@pytest.mark.parametrize("name", ["prompt", "prefix"])
+def test_a_live_reference_is_a_precomputed_one(name: str, base: Path, tmp_path: Path) -> None:
+    """The first loss of a method that starts at identity would be log 2."""
+    figures = []
+    for reference in ("live", "precomputed"):
+        objective = {"dpo": {"reference": reference}}
+        made = tiny.trained(base, tmp_path, objective, method={name: METHODS[name]}, optimizer=LR, output=reference)
+        figures.append(tiny.losses(made))
+    assert figures[0] == pytest.approx(figures[1], rel=1e-4)
+    assert abs(figures[0][0] - math.log(2)) > 1e-3
+
+
+@pytest.mark.parametrize("name", ["prompt", "prefix"])
+def test_recomputing_gives_the_same_run(name: str, base: Path, tmp_path: Path) -> None:
+    runs = [
+        tiny.trained(
+            base, tmp_path, method={name: METHODS[name]}, output=setting, train={"checkpoint_activations": setting}
+        )
+        for setting in ("on", "off")
+    ]
+    assert tiny.losses(runs[0]) == pytest.approx(tiny.losses(runs[1]), rel=1e-6)
 
 
 def tensors_of(trained: Any) -> list[Tensor]:

@@ -8,7 +8,7 @@ which PEFT loads; vLLM and other servers of LoRA adapters do not. Whoever goes o
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from peft import PeftConfig, PromptEncoderConfig
 from pydantic import model_validator
@@ -22,6 +22,8 @@ LSTM_LAYERS = 2
 
 class PTuning(SoftPrompt):
     """Vectors before the text, made by a small network while training: steadier than learning them one by one."""
+
+    usual_lr: ClassVar[float] = 1e-3
 
     encoder: Literal["mlp", "lstm"] = "mlp"
     """The network: three linear layers for each vector alone, or an LSTM over all of them, both ways."""

@@ -10,7 +10,7 @@ loads; vLLM and other servers of LoRA adapters do not.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from peft import PrefixTuningConfig
 from transformers import PreTrainedModel
@@ -21,6 +21,8 @@ from tunesmith.methods._soft import Count
 
 class PTuningV2(DeepPrompt):
     """Learned keys and values in every layer, each on its own: made for smaller models and for classifying."""
+
+    usual_lr: ClassVar[float] = 3e-2
 
     tokens: Count = 64
     """Learned vectors before every row; each takes one place of the context. Easy tasks need 20, hard ones 100."""

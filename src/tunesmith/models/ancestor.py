@@ -146,7 +146,8 @@ class KeysAndValues(Ancestor):
 
     def pads(self, model: PreTrainedModel) -> bool:
         # Padding stands behind the cache, and windows are counted over columns.
-        return getattr(model.config.get_text_config(), "sliding_window", None) is None
+        config = model.config.get_text_config()
+        return not any(getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size"))
 
     def cache(self, model: PreTrainedModel, rows: int) -> DynamicCache:
         """A cache as if so many rows had read the ancestor."""
@@ -166,11 +167,10 @@ def ancestor_of(model: nn.Module) -> Ancestor:
     Raises:
         Problem: a soft prompt of a kind that is not computed here.
     """
-    if not (isinstance(model, PeftModel) and model.active_peft_config.is_prompt_learning):
+    config = _soft_prompt(model)
+    if config is None:
         return NONE
-    if not model.has_active_enabled_adapter:
-        return NONE
-    config: Any = model.active_peft_config
+    assert isinstance(model, PeftModel)
     if config.peft_type in EMBEDDINGS:
         return Embeddings(_learned(model)[: config.num_virtual_tokens])
     if config.peft_type in KEYS_AND_VALUES:
@@ -199,6 +199,12 @@ def without(model: PeftModel) -> Iterator[None]:
                 weight.requires_grad_(learns)
 
 
+def length_of(model: nn.Module) -> int:
+    """Positions that the ancestor of a model's rows takes before every row."""
+    config = _soft_prompt(model)
+    return 0 if config is None else int(config.num_virtual_tokens)
+
+
 def saved_length(adapter: Path | None) -> int:
     """Positions that a saved adapter takes before every row; 0 if it is no soft prompt."""
     if adapter is None:
@@ -214,6 +220,13 @@ def unfoldable(place: str) -> Problem:
         "holds vectors that stand before the text, which no weight of the base can hold, so it cannot be folded",
         "Use base and adapter together: chat, evaluate and PEFT take the adapter's folder as it is",
     )
+
+
+def _soft_prompt(model: nn.Module) -> Any:
+    """PEFT's configuration of the soft prompt on a model; None if there is none, or it is switched off."""
+    if not isinstance(model, PeftModel) or not next(iter(model.peft_config.values())).is_prompt_learning:
+        return None
+    return model.active_peft_config if model.has_active_enabled_adapter else None
 
 
 def _learned(model: PeftModel) -> Tensor:

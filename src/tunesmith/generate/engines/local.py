@@ -2,6 +2,8 @@
 
     asks ─▶ tokens ─▶ batches by length, padded on the left ─▶ generate ─▶ cut at end tokens and stop texts ─▶ answers
 
+Prompts for an encoder are padded on the right, and what is generated begins with the decoder's start token.
+
 What a model's own generation settings say (temperature, penalties …) is not used: only `Sampling` counts, so that
 the same options mean the same for every model.
 """
@@ -24,12 +26,14 @@ from tunesmith.core.records import Text
 from tunesmith.core.run import ModelSpec
 from tunesmith.data.template import TemplateRefusal
 from tunesmith.data.tokenizer import Codec
-from tunesmith.generate.batches import Job, left_padded, pack
+from tunesmith.generate.batches import Job, left_padded, pack, right_padded
 from tunesmith.generate.engines import Answer, Answers, Ask, Engine
 from tunesmith.generate.opened import open_model, quiet
 from tunesmith.generate.sampling import Sampling
 from tunesmith.generate.stops import Holder, StopTexts, cut
 from tunesmith.generate.stream import pull
+from tunesmith.models.ancestor import ancestor_of, length_of
+from tunesmith.models.encoder_decoder import start_token
 
 Around = Callable[[], AbstractContextManager[object]]
 
@@ -63,16 +67,25 @@ class LocalAnswers(Answers):
         self.around = around
         self.batch_tokens = batch_tokens
         self._one_at_a_time = threading.Lock()
+        # settings that say how an answer is framed, not how it is drawn
+        prefix = codec.parts.prefix
+        opening = {"forced_bos_token_id": prefix[0]} if prefix else {}
+        self._opening = {"decoder_start_token_id": start_token(self.base), **opening} if codec.encoder_decoder else {}
 
     @property
     def context(self) -> int | None:
-        """Tokens that prompt and answer may have together; None where the architecture sets no limit."""
-        return getattr(self.base.config.get_text_config(), "max_position_embeddings", None)
+        """Tokens that prompt and answer may have together; None where the architecture sets no limit.
+
+        A soft prompt takes its places also where it is switched off, so that both sides of a comparison have as many.
+        """
+        limit = getattr(self.base.config.get_text_config(), "max_position_embeddings", None)
+        return None if limit is None else limit - length_of(self.model)
 
     def answer(self, asks: Sequence[Ask], sampling: Sampling) -> Iterator[Answer]:
         jobs = [self._job(index, ask, sampling) for index, ask in enumerate(asks)]
         # the penalty counts padding as tokens seen, so it must meet none
-        batches = pack(jobs, self.batch_tokens, pad=sampling.repetition_penalty == 1.0)
+        pad = sampling.repetition_penalty == 1.0 and ancestor_of(self.model).pads(self.base)
+        batches = pack(jobs, self.batch_tokens, pad=pad)
         return self._answers(batches, sampling)
 
     def stream(self, ask: Ask, sampling: Sampling) -> Generator[str, None, None]:
@@ -113,19 +126,23 @@ class LocalAnswers(Answers):
         closed: StoppingCriteria | None = None,
     ) -> Tensor:
         """The tokens [B, L] that follow the prompts of a batch; rows that end early are filled up at their end."""
-        tokens, mask = left_padded(batch, self.codec.pad, self.base.device)
+        sides = self.codec.encoder_decoder
+        tokens, mask = (right_padded if sides else left_padded)(batch, self.codec.pad, self.base.device)
         criteria = StoppingCriteriaList([closed] if closed else [])
-        if sampling.stop:
-            criteria.append(StopTexts(sampling.stop, self.codec.decode, tokens.shape[1]))
         with self._ready(_mixed(sampling.seed, number)):
-            out = self.model.generate(
-                input_ids=tokens,
-                attention_mask=mask,
+            ancestor = ancestor_of(self.model)
+            inputs = ancestor.prompts(self.base, tokens, mask)
+            begun = 1 if sides else inputs["input_ids"].shape[1]
+            if sampling.stop:
+                criteria.append(StopTexts(sampling.stop, self.codec.decode, begun))
+            model = self.base if ancestor.length else self.model
+            out = model.generate(
+                **inputs,
                 generation_config=self._config(sampling, batch[0].room),
                 stopping_criteria=criteria,
                 streamer=pipe,
             )
-        return out[:, tokens.shape[1] :].cpu()
+        return out[:, begun:].cpu()
 
     def _config(self, sampling: Sampling, room: int) -> GenerationConfig:
         drawn = {"temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": sampling.top_k}
@@ -136,6 +153,7 @@ class LocalAnswers(Answers):
             eos_token_id=sorted(self.codec.end_tokens) or None,
             pad_token_id=self.codec.pad,
             use_cache=True,
+            **self._opening,
             **(drawn if sampling.temperature > 0 else {}),
         )
 
@@ -153,19 +171,24 @@ class LocalAnswers(Answers):
     def _job(self, index: int, ask: Ask, sampling: Sampling) -> Job:
         where = f"prompt {index + 1}"
         tokens = self._encode(ask, where)
+        sides = self.codec.encoder_decoder
         room = sampling.max_tokens
         if self.context is not None:
-            room = min(room, self.context - len(tokens))
+            left = self.context - len(tokens)
+            room = min(room, self.context - 1 if sides and left >= 0 else left)
         if room <= 0:
+            whole = "" if sides else " with its answer"
             raise Problem(
                 where,
-                f"has {len(tokens):,} tokens, and the model reads {self.context:,} with its answer",
+                f"has {len(tokens):,} tokens, and the model reads {self.context:,}{whole}",
                 "Shorten it, or take a model with a longer context",
             )
-        return Job(index, tuple(tokens), room, goes_on=isinstance(ask, Text))
+        return Job(index, tuple(tokens), room, goes_on=isinstance(ask, Text) and not sides)
 
     def _encode(self, ask: Ask, where: str) -> list[int]:
         if isinstance(ask, Text):
+            if self.codec.encoder_decoder:
+                return self.codec.encode_framed(ask.text)
             tokens = [*self.codec.parts.prefix, *self.codec.encode_text(ask.text)]
             return tokens or [self.codec.pad]
         try:
