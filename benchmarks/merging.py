@@ -21,9 +21,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors.torch import save_file
-
 from tunesmith import builtin
 from tunesmith.core.rundir import write_json
 
@@ -75,6 +72,9 @@ def shapes() -> dict[str, tuple[int, ...]]:
 
 def checkpoint(folder: Path, seed: int) -> None:
     """A random checkpoint: the same base for all, and a change of a tenth of its size for each."""
+    import torch
+    from safetensors.torch import save_file
+
     base, own = torch.Generator().manual_seed(0), torch.Generator().manual_seed(seed + 1)
     tensors: dict[str, torch.Tensor] = {}
     for name, shape in shapes().items():
@@ -149,12 +149,17 @@ def main() -> None:
     parser.add_argument("--mergekit", help="the Python of an environment with mergekit; by default one is made")
     parser.add_argument("--methods", nargs="+", default=list(MODELS), choices=list(MODELS))
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--make", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.make:
+        for number in range(3):
+            checkpoint(options.make / f"model{number}", number)
+        return
     with tempfile.TemporaryDirectory() as scratch:
         place = Path(scratch)
         folders = [place / f"model{number}" for number in range(3)]
-        for number, folder in enumerate(folders):
-            checkpoint(folder, number)
+        # In a process of its own: what a process holds when it starts another counts as that one's peak memory.
+        subprocess.run([sys.executable, __file__, "--make", str(place)], check=True)
         mergekit = options.mergekit or environment(place / "env")
         print(f"{'method':<8}{'':<24}{'CPU s':>8}{'wall s':>8}{'MB':>9}{'ratios: CPU, wall, MB':>24}")
         for method in options.methods:

@@ -221,3 +221,12 @@ def test_names_of_models(text: str, parts: tuple[str | None, ...], tmp_path: Pat
     (name,) = found.models
     assert (name.path, name.revision, name.adapter, name.adapter_revision) == parts
     assert str(name) == text
+
+
+def test_many_faults_of_one_kind_are_counted(tmp_path: Path) -> None:
+    first, second = tensors(0, layers=12), tensors(1, layers=12)
+    for name in [name for name in second if "proj" in name]:
+        second[name] = second[name][:4]
+    model(tmp_path / "m0", first), model(tmp_path / "m1", second)
+    found = faults(recipe(tmp_path, {**LINEAR, "parameters": {"weight": 1}}))
+    assert len(found) == 21 and "4 more such faults" in found[-1]

@@ -29,6 +29,9 @@ BLOCK = 1 << 16
 """Numbers of one tensor in a block, to whole rows: what is computed with stays in the processor's cache. Random draws
 are made block by block, so another size gives another draw."""
 
+MANY = 20
+"""Faults that are told one by one: what is wrong with one layer is often wrong with all."""
+
 FIRST = (*EMBEDDINGS, "embed", "wte", "wpe", "embeddings")
 """Tensors outside the layers whose names hold one of these come before the layers, all others after them."""
 
@@ -131,7 +134,10 @@ class Layout:
         return any(source.layers for each in self.recipe.slices for source in each.sources)
 
     def _raise(self) -> None:
-        raise_all(self.recipe.where, [self.recipe.placed(fault) for fault in self.faults])
+        found = [self.recipe.placed(fault) for fault in self.faults[:MANY]]
+        if len(self.faults) > MANY:
+            found.append(Problem(self.recipe.where, f"has {len(self.faults) - MANY:,} more such faults"))
+        raise_all(self.recipe.where, found)
 
     def _model(self, source: Source) -> Model:
         return self.models[self._numbers[source.name]]

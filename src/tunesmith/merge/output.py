@@ -234,8 +234,7 @@ def check_room(staging: Staging) -> None:
     """
     needed = sum(shard.size for shard in staging.unfinished())
     free = shutil.disk_usage(_present(staging.output)).free
-    started = sum(shard.part.stat().st_size for shard in staging.unfinished() if shard.part.is_file())
-    if needed > free + started:
+    if needed > free:
         what = f"needs {needed / 1e6:,.1f} MB, and the disk has {free / 1e6:,.1f} MB free"
         raise Problem(str(staging.output), what, "Free some space, or choose a folder on another disk")
 
