@@ -7,6 +7,7 @@ arguments ─▶ Verbs (names only) ─▶ verbs/NAME.py ─▶ its function
 from __future__ import annotations
 
 import importlib
+import logging
 import os
 import sys
 from typing import Any
@@ -24,6 +25,9 @@ PANELS = {
     "Find out": ("explain", "doctor", "schema", "version"),
 }
 """The verbs in the order of the help; each is a file, or a folder of files, under `verbs`."""
+
+NOISY = ("bitsandbytes", "torchao", "torch.utils._pytree")
+"""Libraries that tell, when they are imported, which parts for other machines they leave out."""
 
 SETTINGS = {"help_option_names": ["-h", "--help"]}
 
@@ -72,6 +76,8 @@ def main() -> int:
     # Torch's threads spin while they wait for each other. On a busy machine they then hold each other up: a small
     # model was seen to train thirty times slower than with waiting that sleeps. Torch reads this when it is loaded.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    for library in NOISY:
+        logging.getLogger(library).setLevel(logging.ERROR)
     app = typer.Typer(
         cls=Verbs,
         name="tunesmith",

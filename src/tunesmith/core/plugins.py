@@ -18,6 +18,7 @@ from pydantic import GetCoreSchemaHandler, GetJsonSchemaHandler, SerializationIn
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema, core_schema
 
+from tunesmith.core.aliases import ALIASES
 from tunesmith.core.options import Options, parse
 from tunesmith.core.problem import Problem, nearest
 
@@ -63,7 +64,7 @@ def find(family: str, name: str) -> type[Plugin]:
         Problem: there is no such member; the nearest name is in the hint.
     """
     if name not in names(family):
-        raise Problem("", f"there is no {family} {name!r}", nearest(name, names(family)))
+        raise Problem("", f"there is no {family} {name!r}", nearest(name, (*names(family), *ALIASES.get(family, ()))))
     module = importlib.import_module(f"tunesmith.{FAMILIES[family].replace('/', '.')}.{name}")
     own = [
         value
@@ -115,7 +116,10 @@ class Member:
         )
 
     def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
-        return {"anyOf": [part for name in names(self.family) for part in self._member_schema(name)]}
+        parts = [part for name in names(self.family) for part in self._member_schema(name)]
+        for name, alias in ALIASES.get(self.family, {}).items():
+            parts += self._member_schema(alias.plug, name, alias.help)
+        return {"anyOf": parts}
 
     def _validate(self, value: Any) -> Plugin:
         try:
@@ -123,16 +127,17 @@ class Member:
         except Problem as problem:
             raise ValueError(problem) from problem
 
-    def _member_schema(self, name: str) -> list[JsonSchemaValue]:
+    def _member_schema(self, name: str, shown: str = "", summary: str = "") -> list[JsonSchemaValue]:
+        """shown, summary: those of an alias, where they differ from the member's own."""
         kind = find(self.family, name)
         options = kind.model_json_schema()
-        first = doc(kind).partition("\n")[0]
+        first, shown = summary or doc(kind).partition("\n")[0], shown or name
         return [
-            {"const": name, "description": first},
+            {"const": shown, "description": first},
             {
                 "type": "object",
-                "properties": {name: {"anyOf": [options, {"type": "null"}]}},
-                "required": [name],
+                "properties": {shown: {"anyOf": [options, {"type": "null"}]}},
+                "required": [shown],
                 "additionalProperties": False,
             },
         ]

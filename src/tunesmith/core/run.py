@@ -15,8 +15,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast
 
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import Field, ModelWrapValidatorHandler, PrivateAttr, ValidationError, field_validator, model_validator
 
+from tunesmith.core.aliases import expand
 from tunesmith.core.options import Options, faults
 from tunesmith.core.plugins import Member, Plugin
 from tunesmith.core.problem import Problem, Problems, raise_all
@@ -25,6 +26,13 @@ from tunesmith.core.yaml_file import Places, assign, read_yaml
 Share = Annotated[float, Field(ge=0, lt=1)]
 Positive = Annotated[int, Field(gt=0)]
 Listener = Annotated[Plugin, Member("listener")]
+
+NOT_HELD = {
+    "int4": "torchao's 4-bit integers have no CPU kernel, and PEFT puts no adapter on them on a GPU",
+    "int2": "no library here trains an adapter over 2-bit weights",
+    "fp8": "8-bit floating point is for products of new GPUs, and no adapter trains over it here",
+}
+"""Widths that one may ask for, and why the base cannot be held in them."""
 
 
 class ModelSpec(Options):
@@ -38,10 +46,20 @@ class ModelSpec(Options):
     """Where to compute; `auto` takes what the machine has and prints why."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Number type of the weights while training; `auto` takes what is fast and safe here and prints why."""
+    quantize: Literal["auto", "none", "nf4", "fp4", "int8"] = "auto"
+    """Hold a frozen base in 4 bits (`nf4`, `fp4`) or 8 (`int8`); `auto`: as the run or the files it comes from do."""
     attention: Literal["auto", "forest", "padded"] = "auto"
     """`forest` computes no padding and no prompt twice; `padded` is its slow twin; `auto` checks and falls back."""
     chat_template: str | None = None
     """A Jinja file, or `chatml`, that replaces the tokenizer's own chat template; it is saved with the result."""
+
+    @field_validator("quantize", mode="before")
+    @classmethod
+    def _can_be_held(cls, value: Any) -> Any:
+        if value in NOT_HELD:
+            problem = Problem("", f"{value} cannot be had: {NOT_HELD[value]}", "Use nf4 (4 bits) or int8")
+            raise ValueError(problem) from problem
+        return "none" if value is None else value
 
 
 class DataSpec(Options):
@@ -107,8 +125,11 @@ class TrainSpec(Options):
     """The order of rows; shuffled follows from (seed, epoch, index) alone."""
     seed: int = 0
     """Every random choice of the run follows from it."""
-    schedule: Literal["cosine", "linear", "constant"] = "cosine"
-    """How the learning rate falls after the warm-up."""
+    schedule: Literal["cosine", "linear", "constant", "wsd"] = "cosine"
+    """How the learning rate falls after the warm-up. `wsd` (warm-up, stable, decay) stays up until the cool-down, so
+    a run can be made longer or shorter while it stays up."""
+    cooldown: Annotated[float, Field(gt=0)] = 0.2
+    """Cool-down of `wsd`, in a straight line: a share of all steps if below 1, else a number of steps."""
     warmup: Annotated[float, Field(ge=0)] = 0.03
     """Warm-up: a share of all steps if below 1, else a number of steps."""
     final_lr: Share = 0.0
@@ -138,6 +159,11 @@ class TrainSpec(Options):
     @classmethod
     def _one_is_a_list(cls, value: Any) -> Any:
         return (value,) if isinstance(value, (str, dict)) else value
+
+    @field_validator("checkpoint_activations", mode="before", json_schema_input_type=Literal["auto", "on", "off"] | bool)
+    @classmethod
+    def _yaml_reads_on_as_true(cls, value: Any) -> Any:
+        return {True: "on", False: "off"}[value] if isinstance(value, bool) else value
 
     @model_validator(mode="after")
     def _one_size_of_step(self) -> TrainSpec:
@@ -171,6 +197,21 @@ class Run(Options):
     output: str | None = None
     """The run folder; by default `runs/` with the run file's name and the time."""
 
+    _told: tuple[str, ...] = PrivateAttr(())
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _aliases_written_out(cls, value: Any, handler: ModelWrapValidatorHandler[Run]) -> Run:
+        if not isinstance(value, dict):
+            return handler(value)
+        try:
+            plain, told = expand(cast("dict[str, Any]", value))
+        except Problem as problem:
+            raise ValueError(problem) from problem
+        run = handler(plain)
+        run._told = tuple(told)
+        return run
+
     @field_validator("data", mode="before", json_schema_input_type=tuple[DataSpec, ...] | DataSpec | str)
     @classmethod
     def _one_is_a_list(cls, value: Any) -> Any:
@@ -182,6 +223,11 @@ class Run(Options):
     @classmethod
     def _path_is_enough(cls, value: Any) -> Any:
         return {"path": value} if isinstance(value, str) else value
+
+    @property
+    def told(self) -> tuple[str, ...]:
+        """What names in the run file stood for, where they were not those of an option or plug-in."""
+        return self._told
 
     def plain(self) -> dict[str, Any]:
         """The run as plain data, every option written out: what `run.yaml` of a run folder holds."""

@@ -42,6 +42,8 @@ class Settings(Options):
     """Where to compute; by default as in the run, or what the machine has."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] | None = None
     """Number type of the weights; by default as in the run, or what is fast and safe here."""
+    quantize: Literal["auto", "none", "nf4", "fp4", "int8"] | None = None
+    """In how many bits the base is held; by default as in the run, or as its files came."""
     seed: int = 0
     """Which rows are drawn, and how intervals are."""
 

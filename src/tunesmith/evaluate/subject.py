@@ -18,7 +18,8 @@ from tunesmith.evaluate.settings import Settings
 from tunesmith.evaluate.verdict import BASE, MODEL, TUNED
 from tunesmith.generate.opened import Opened, open_model
 from tunesmith.models.ancestor import saved_length
-from tunesmith.models.load import HeadKind, fingerprint, load_codec, load_config
+from tunesmith.models.load import HeadKind, fingerprint, load_codec, load_config, told_of
+from tunesmith.models.quantize import settle
 from tunesmith.models.source import Found, find, head_of, read_json
 from tunesmith.objectives import Objective
 
@@ -111,13 +112,20 @@ class Subject:
         """Whether the base is measured too; the head of a base that was never trained to score is random."""
         return self.head == "lm" and self.settings.against == "base"
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """How its base is held, where that is in few bits."""
+        held = settle(self._spec(self.target), self.found).held
+        return () if held is None else (told_of(self.found, self.head, held),)
+
     def fingerprints(self, codec: Codec) -> dict[str, str]:
         """Hashes of the base's weights and of what makes tokens."""
         return {"weights": fingerprint(self.found), "tokenizer": codec.fingerprint()}
 
     def _spec(self, path: str, revision: str | None = None) -> ModelSpec:
         like = self.run.model if self.run else ModelSpec(path=path)
-        wanted = {name: value for name in ("device", "dtype") if (value := getattr(self.settings, name)) is not None}
+        names = ("device", "dtype", "quantize")
+        wanted = {name: value for name in names if (value := getattr(self.settings, name)) is not None}
         return like.model_copy(update={"path": path, "revision": revision, "chat_template": None, **wanted})
 
     def _home(self, base: Path) -> Path:

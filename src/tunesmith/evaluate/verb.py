@@ -79,6 +79,7 @@ def _results(
         confusion = {column: outcome.confusion for column, outcome in outcomes.items() if outcome.confusion}
         sections.append(Section(task.name, len(task.cases), rows, task.notes, confusion, best, worst))
     columns = dict.fromkeys(column for _, outcomes in measured for column in outcomes)
+    told = (f"{section.name}: {note}" for section in sections for note in section.notes)
     texts = [case.reference for task, _ in measured for case in task.cases]
     return Results(
         subject.target,
@@ -88,7 +89,7 @@ def _results(
         language_of(texts),
         settings.model_dump(mode="json"),
         {**material.fingerprints, **subject.fingerprints(codec)},
-        (*material.notes, *(f"{section.name}: {note}" for section in sections for note in section.notes)),
+        (*subject.notes, *material.notes, *told),
     )
 
 

@@ -14,6 +14,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from typing import Literal
 
 import torch
@@ -31,6 +32,7 @@ from tunesmith.merge.few_bits import Shift, as_trained, held_as, shift
 from tunesmith.merge.lowrank import Adapter, Change, read_adapter
 from tunesmith.methods._own import saved_method
 from tunesmith.models.ancestor import saved_length, unfoldable
+from tunesmith.methods._through_peft import melted
 from tunesmith.models.device import DTYPES
 from tunesmith.models.load import load, load_codec, save_tokenizer
 from tunesmith.models.quantize import Held, write_out
@@ -217,7 +219,7 @@ def _folded(change: Change | None, weight: Tensor, dtype: torch.dtype) -> Tensor
 def _fold_whole(found: Found, held: Held | None, folder: Path, dtype: torch.dtype) -> None:
     base = _base(found, held) if held is None else write_out(_base(found, held))
     adapted = PeftModel.from_pretrained(base, str(found.adapter), is_trainable=False)
-    model = adapted.merge_and_unload()  # pyright: ignore[reportCallIssue]
+    model: Any = melted(adapted)
     model.to(dtype).save_pretrained(folder, safe_serialization=True)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +16,7 @@ from safetensors import safe_open
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
     PreTrainedConfig,
@@ -27,9 +28,10 @@ from tunesmith.core.problem import Problem
 from tunesmith.core.run import ModelSpec
 from tunesmith.core.rundir import write_json
 from tunesmith.data.tokenizer import Codec
-from tunesmith.models.device import Choice, choose
-from tunesmith.models.probe import Verdict, check_head, choose_attention
-from tunesmith.models.source import Found, find, read_json
+from tunesmith.models.device import Choice
+from tunesmith.models.probe import TOLERANCE, Verdict, check_head, choose_attention
+from tunesmith.models.quantize import Held, Place, loading, settle, share, steady
+from tunesmith.models.source import Found, find, is_encoder_decoder, read_json
 
 HeadKind = Literal["lm", "score"]
 HEAD_TOLERANCE = 2e-2
@@ -39,7 +41,8 @@ HEAD_TOLERANCE = 2e-2
 class Loaded:
     """A model ready to use, without any adapter on it.
 
-    found: where it came from; verdict: whether it takes forests; notes: each automatic choice with its reason.
+    found: where it came from; verdict: whether it takes forests; notes: each automatic choice with its reason; held:
+    how its base is quantised, None for plain weights.
     """
 
     model: PreTrainedModel
@@ -48,6 +51,7 @@ class Loaded:
     choice: Choice
     verdict: Verdict
     notes: tuple[str, ...]
+    held: Held | None = None
 
 
 def load(spec: ModelSpec, head: HeadKind = "lm", *, weights: torch.dtype | None = None) -> Loaded:
@@ -59,23 +63,41 @@ def load(spec: ModelSpec, head: HeadKind = "lm", *, weights: torch.dtype | None 
         Problem: not found, not safe, not complete, or an option that this machine or model cannot honour.
     """
     found = find(spec.path, spec.revision)
-    choice = choose(spec.device, spec.dtype)
+    place = settle(spec, found)
+    choice, held = place.choice, place.held
     codec = load_codec(found, spec.chat_template)
-    model = _weights(found, head, weights or choice.dtype).to(choice.device)  # type: ignore[arg-type]
+    model = _placed(found, head, weights or choice.dtype, place)
     model.name_or_path = found.name
     _check_vocabulary(model, codec, spec.path)
     verdict = choose_attention(model, spec.attention)
     if spec.attention == "forest" and not verdict.forest:
         raise Problem("model.attention", verdict.reason, "Set it to auto or padded")
-    if head == "lm" and (off := check_head(model)) > HEAD_TOLERANCE:
-        if math.isinf(off):
-            raise _not_finite(model, spec.path)
-        raise Problem(
-            spec.path,
-            f"{type(model).__name__} changes its logits in a way that is not known here (off by {off:.2g})",
-            "Please report the architecture",
-        )
-    return Loaded(model, codec, found, choice, verdict, (*choice.reasons, f"attention: {verdict.reason}"))
+    if head == "lm":
+        _check_logits(model, spec.path)
+    told = () if held is None else (told_of(found, head, held),)
+    return Loaded(model, codec, found, choice, verdict, (*choice.reasons, *told, f"attention: {verdict.reason}"), held)
+
+
+def told_of(found: Found, head: HeadKind, held: Held) -> str:
+    """How a base is held, for a person; nothing but its shapes is read.
+
+    Raises:
+        Problem: it has no layer that can be held so.
+    """
+    if held.own:
+        return f"quantize: the base is {held.kind}, as its files came ({held.library})"
+    return f"quantize {held.kind}: {share(skeleton(found, head), held)}, through {held.library} ({held.why})"
+
+
+def load_weights(found: Found, head: HeadKind, dtype: torch.dtype, options: Mapping[str, Any]) -> PreTrainedModel:
+    """The base model alone, held in one type, with no weight missing; nothing is probed.
+
+    options: further ones of transformers' `from_pretrained`, such as where its parts are kept.
+
+    Raises:
+        Problem: it cannot be loaded, or is not complete.
+    """
+    return _weights(found, head, dtype, options)
 
 
 def load_codec(found: Found, chat_template: str | None = None) -> Codec:
@@ -84,7 +106,7 @@ def load_codec(found: Found, chat_template: str | None = None) -> Codec:
     Raises:
         Problem: there is no tokenizer that can be read.
     """
-    return Codec.load(found.tokenizer, chat_template)
+    return Codec.load(found.tokenizer, chat_template, is_encoder_decoder(found))
 
 
 def load_config(found: Found) -> PreTrainedConfig:
@@ -104,9 +126,10 @@ def skeleton(found: Found, head: HeadKind = "lm") -> PreTrainedModel:
     config = load_config(found)
     if head == "score":
         config.num_labels = 1
+    kind = _auto(head, config)
     with torch.device("meta"):
         try:
-            return _auto(head).from_config(config)
+            return kind.from_config(config)
         except Exception as error:  # what a stranger's configuration makes a model raise has no common base
             raise Problem(str(found.base), f"cannot be built ({_first_line(error)})") from error
 
@@ -114,7 +137,7 @@ def skeleton(found: Found, head: HeadKind = "lm") -> PreTrainedModel:
 def save_tokenizer(codec: Codec, found: Found, folder: Path) -> None:
     """Save the tokenizer with the template that was used, in the layout that transformers 4 and 5 both read."""
     tokenizer = _tokenizer(found.tokenizer)
-    tokenizer.chat_template = codec.template
+    tokenizer.chat_template = codec.template or None
     tokenizer.save_pretrained(folder)
     path = folder / "tokenizer_config.json"
     config = {name: value for name, value in read_json(path).items() if name != "auto_map"}
@@ -157,20 +180,40 @@ def _tokenizer(folder: Path) -> Any:
         return PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
 
 
-def _auto(head: HeadKind) -> Any:
-    return AutoModelForCausalLM if head == "lm" else AutoModelForSequenceClassification
+def _auto(head: HeadKind, config: PreTrainedConfig) -> Any:
+    """Raises: Problem: an encoder-decoder is to score answers."""
+    if head == "lm":
+        return AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
+    if config.is_encoder_decoder:
+        what = f"the architecture {config.model_type} has an encoder and a decoder"
+        why = "transformers has no head for it that scores an answer to a prompt"
+        raise Problem("model.path", f"{what}, and {why}", "Use a model with a decoder only")
+    return AutoModelForSequenceClassification
 
 
-def _weights(found: Found, head: HeadKind, dtype: torch.dtype) -> PreTrainedModel:
+def _placed(found: Found, head: HeadKind, dtype: torch.dtype, place: Place) -> PreTrainedModel:
+    """The model on its device, its base held as it shall be."""
+    if place.held is None:
+        return _weights(found, head, dtype).to(place.choice.device)  # type: ignore[arg-type]
+    options = loading(skeleton(found, head), place.held, place.choice.dtype)
+    model = _weights(found, head, dtype, {**options, "device_map": {"": place.choice.device}})
+    steady(model, place.choice.dtype)
+    return model
+
+
+def _weights(
+    found: Found, head: HeadKind, dtype: torch.dtype, options: Mapping[str, Any] | None = None
+) -> PreTrainedModel:
     config = load_config(found)
     stored = config.dtype
     if head == "score":
         config.num_labels = 1
         if config.pad_token_id is None:
             config.pad_token_id = _any_id(config.eos_token_id)
+    kind = _auto(head, config)
     try:
         with quietly():
-            model, info = _auto(head).from_pretrained(
+            model, info = kind.from_pretrained(
                 found.base,
                 config=config,
                 dtype=dtype,
@@ -178,6 +221,7 @@ def _weights(found: Found, head: HeadKind, dtype: torch.dtype) -> PreTrainedMode
                 trust_remote_code=False,
                 use_safetensors=True,
                 output_loading_info=True,
+                **(options or {}),
             )
     except Exception as error:  # what a stranger's files make transformers raise has no common base
         raise Problem(str(found.base), f"cannot be loaded ({_misfit(found, head) or _first_line(error)})") from error
@@ -202,6 +246,26 @@ def _check_complete(found: Found, head: HeadKind, info: dict[str, Any], model: P
             f"{len(left)} weights of the files, most of them, have no place in the model that config.json describes "
             f"({', '.join(left[:3])} …)",
             "config.json belongs to another model; fetch the folder again",
+        )
+
+
+def _check_logits(model: PreTrainedModel, path: str) -> None:
+    """Refuse a model whose log-probabilities would not be its own."""
+    try:
+        off = check_head(model)
+    except Exception as error:
+        if not model.config.is_encoder_decoder:
+            raise
+        # encoder-decoders share no way of calling their two sides, so a foreign one may raise anything here
+        what = f"{type(model).__name__} is called in a way that is not known here ({_first_line(error)})"
+        raise Problem(path, what, "Use a T5, BART or another common encoder-decoder") from error
+    if math.isinf(off):
+        raise _not_finite(model, path)
+    if off > (min(TOLERANCE[model.dtype], HEAD_TOLERANCE) if model.config.is_encoder_decoder else HEAD_TOLERANCE):
+        raise Problem(
+            path,
+            f"{type(model).__name__} makes log-probabilities in a way that is not known here (off by {off:.2g})",
+            "Please report the architecture",
         )
 
 

@@ -56,6 +56,12 @@ def chat(
     ] = 1.0,
     seed: Annotated[int, typer.Option("--seed", help="Every draw follows from it.")] = 0,
     device: Annotated[str, typer.Option("--device", help="Where to compute: auto, cpu, cuda or mps.")] = "auto",
+    quantize: Annotated[
+        str,
+        typer.Option(
+            "--quantize", help="Hold the base in nf4, fp4, int8 or none; auto holds a run's as it was trained."
+        ),
+    ] = "auto",
 ) -> None:
     """Talk with a model; answers are shown as they are written."""
     from tunesmith.core.options import parse
@@ -64,27 +70,37 @@ def chat(
 
     drawn = {"max_tokens": max_tokens, "temperature": temperature, "top_p": top_p, "seed": seed}
     sampling = parse(Sampling, drawn, "chat")
-    spec = parse(ModelSpec, {"path": target, "device": device}, "chat")
+    spec = parse(ModelSpec, {"path": target, "device": device, "quantize": quantize}, "chat")
     from tunesmith.cli.conversation import Conversation
 
     screen.hush()
-    talk = Conversation(_speakers(spec, against), sampling, system, as_text=text)
+    speakers = _speakers(spec, against, greedy=temperature == 0)
+    talk = Conversation(speakers, sampling, system, as_text=text)
     if prompt is not None:
         talk.ask(prompt)
     elif sys.stdin.isatty():
         _typed(talk, target)
     else:
         _piped(talk)
+    for speaker in speakers:
+        if drafted := getattr(speaker.answers, "told", None):
+            print(drafted, file=sys.stderr)
 
 
-def _speakers(spec: ModelSpec, against: bool) -> list[Speaker]:
-    """The model, and its base before it if that was asked for."""
+def _speakers(spec: ModelSpec, against: bool, *, greedy: bool) -> list[Speaker]:
+    """The model, and its base before it if that was asked for; Medusa heads draft its greedy answers."""
     from tunesmith.cli.conversation import Speaker
     from tunesmith.generate.engines.local import Local
+    from tunesmith.generate.engines.medusa import Medusa
     from tunesmith.generate.opened import open_model
+    from tunesmith.methods.medusa import has_heads
+    from tunesmith.models.load import told_of
 
     opened = open_model(spec)
-    tuned = Local().bind(opened.trained, opened.codec)
+    if opened.loaded.held is not None:
+        print(told_of(opened.loaded.found, "lm", opened.loaded.held), file=sys.stderr)
+    drafts = greedy and has_heads(opened.trained)
+    tuned = (Medusa() if drafts else Local()).bind(opened.trained, opened.codec)
     if not against:
         return [Speaker("", tuned)]
     if opened.adapted:

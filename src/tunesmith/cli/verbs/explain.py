@@ -52,8 +52,26 @@ def explain(
         _costs(manual, name or "method", on, optimizer, tokens)
     elif name is None:
         _everything(manual)
+    elif _alias(manual, name):
+        return
     elif not _exact(manual, name) and not _by_last_part(manual, name):
         raise _unknown(manual, name)
+
+
+def _alias(manual: Manual, name: str) -> bool:
+    """Explain a name that stands for others, and then what it stands for; False if it is none."""
+    from tunesmith.core.aliases import ALIASES
+
+    for family, aliases in ALIASES.items():
+        alias = aliases.get(name.removeprefix(f"{family}."))
+        member = manual.member(family, alias.plug) if alias else None
+        if alias and member:
+            screen.heading(name)
+            screen.say(alias.help)
+            screen.say(f"In a run file, {alias.told(family, name.removeprefix(f'{family}.'))}.")
+            _member(member)
+            return True
+    return False
 
 
 def _everything(manual: Manual) -> None:

@@ -21,6 +21,13 @@ and adapter on real prompts; where they differ, nothing is kept and the
 difference is told."""
 
 
+class Base(StrEnum):
+    """Which weights a base has that was held in few bits while training."""
+
+    trained = "trained"
+    original = "original"
+
+
 class Dtype(StrEnum):
     """Number types that weights are saved in."""
 
@@ -39,12 +46,19 @@ def fold(
     dtype: Annotated[
         Dtype, typer.Option("--dtype", help="Number type of the weights that are written; auto keeps the base's.")
     ] = Dtype.auto,
+    base: Annotated[
+        Base,
+        typer.Option(
+            "--base",
+            help="Where the base was held in few bits (nf4, int8): as it was trained, written out, or the original.",
+        ),
+    ] = Base.trained,
 ) -> None:
     """Fold an adapter into its base, prove that the result is equal, and save it as a plain model."""
     from tunesmith.merge.fold import fold as melt
 
     screen.hush()
-    done = melt(folder, output, dtype.value, hear=lambda text: screen.say(f"  {text}", "dim"))
+    done = melt(folder, output, dtype.value, hear=lambda text: screen.say(f"  {text}", "dim"), base=base.value)
     for line in done.lines:
         screen.say(line)
     screen.say()

@@ -48,6 +48,7 @@ def new(
 ) -> None:
     """Write a commented run file; asks for what has no good default and was not given."""
     from tunesmith.cli.run_file import write_out
+    from tunesmith.core.aliases import expand
     from tunesmith.core.run import parse_run
     from tunesmith.core.rundir import write_atomic
     from tunesmith.core.yaml_file import assign
@@ -71,6 +72,9 @@ def new(
         source.setdefault("prompt", asked)
     value.setdefault("objective", _objective_for(kind))
     parse_run(value, "new")
+    value, stood_for = expand(value)
+    for text in stood_for:
+        screen.say(text)
     write_atomic(file, write_out(value, file.name).encode())
     _told(file, value, "" if objective else f", since the rows are {kind.__name__} records")
 
