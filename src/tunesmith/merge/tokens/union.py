@@ -46,7 +46,8 @@ def grow(source: Tokens, others: Sequence[Tokens], named: Iterable[str]) -> Grow
     found: dict[str, Any] = _without_rowless(source)
     ids = dict(source.ids)
     added = _added(source, others, named, ids)
-    ordinary = list(dict.fromkeys(text for other in others for text in other.ids if text not in {*ids, *added}))
+    known = {*ids, *added}
+    ordinary = list(dict.fromkeys(text for other in others for text in other.ids if text not in known))
     wanted = dict.fromkeys([*ordinary, *(text for text in added if text not in ids)])
     after = 1 + max(ids.values())
     ids |= {text: after + number for number, text in enumerate(wanted)}
@@ -67,9 +68,11 @@ def _added(
     """Added tokens that are new, with their settings; a piece of the source may become one and keeps its id."""
     found: dict[str, dict[str, Any]] = {}
     for other in others:
-        found |= {text: token for text, token in other.added.items() if text not in {**source.added, **found}}
+        new = other.added.keys() - source.added.keys() - found.keys()
+        found |= {text: token for text, token in other.added.items() if text in new}
     ordinary = {text for other in others for text in other.ids}
-    return found | {text: {"content": text, **PLAIN} for text in named if text not in {*ids, *ordinary, *found}}
+    known = {*ids, *ordinary, *found}
+    return found | {text: {"content": text, **PLAIN} for text in named if text not in known}
 
 
 def _without_rowless(source: Tokens) -> dict[str, Any]:
