@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from tunesmith.core.plugins import build
 from tunesmith.core.problem import Problem
 from tunesmith.core.run import ModelSpec
+from tunesmith.merge.fold import fold
 from tunesmith.methods import Method, trainable
 from tunesmith.methods._through_peft import heeded
 from tunesmith.models.directions import principal_inputs
@@ -341,3 +342,10 @@ def test_a_run_says_where_a_method_does_not_start_as_the_model(tmp_path: Path) -
     result = tiny.trained(base, tmp_path, method={"peft": {"type": "vblora", "options": options}}, train={"steps": 1})
     texts = [event.values["text"] for event in tiny.events(result, "note")]
     assert any("does not start as the untouched model" in text for text in texts)
+
+
+def test_what_peft_cannot_fold_is_refused_in_words(tmp_path: Path) -> None:
+    base = tiny.folder(tmp_path / "base")
+    result = tiny.trained(base, tmp_path, method={"peft": {"type": "beft"}}, train={"steps": 1})
+    with pytest.raises(Problem, match="cannot be folded"):
+        fold(str(result.folder.path))

@@ -14,8 +14,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from peft import PeftModel
@@ -31,8 +30,8 @@ from tunesmith.core.rundir import sync_folder, write_json
 from tunesmith.merge.few_bits import Shift, as_trained, held_as, shift
 from tunesmith.merge.lowrank import Adapter, Change, read_adapter
 from tunesmith.methods._own import saved_method
-from tunesmith.models.ancestor import saved_length, unfoldable
 from tunesmith.methods._through_peft import melted
+from tunesmith.models.ancestor import saved_length, unfoldable
 from tunesmith.models.device import DTYPES
 from tunesmith.models.load import load, load_codec, save_tokenizer
 from tunesmith.models.quantize import Held, write_out
