@@ -24,8 +24,9 @@ from tunesmith.core.problem import Problem
 from tunesmith.core.run import Run, parse_run, read_run
 from tunesmith.core.rundir import RunDir, open_run, sync_folder, write_atomic
 from tunesmith.data.golden import golden_ids
-from tunesmith.models.device import choose
+from tunesmith.models.device import choose, peak_bytes
 from tunesmith.models.load import quietly, save_tokenizer
+from tunesmith.models.quantize import count
 from tunesmith.train import checkpoint
 from tunesmith.train.disk import gone, in_words
 from tunesmith.train.listeners import Listener
@@ -145,12 +146,23 @@ def _run(inputs: Inputs, folder: RunDir, hear: Hear, wish: Wish, world: World, *
         ended = Loop(parts, state, wish).run()
         if ended != "preempted":
             saver.finish(state)
+            _tell_method(inputs, ready, folder, tell)
         if world.main:
-            write_record(folder, {"ended": ended, "state": state.plain(), "finished": time.time()})
+            peak = peak_bytes(ready.policy.device)
+            ending = {"ended": ended, "state": state.plain(), "finished": time.time(), "peak_memory_bytes": peak}
+            write_record(folder, ending)
         tell(Event("end", state.step, {"ended": ended, "folder": str(folder.path)}))
         return Result(folder, ended, state)
     finally:
         tell.close()
+
+
+def _tell_method(inputs: Inputs, ready: Ready, folder: RunDir, tell: Teller) -> None:
+    """Tell the gist of what the method found out, and keep all of it in the record."""
+    if found := inputs.method.report(ready.trained):
+        tell.note(found[0])
+        if tell.main:
+            write_record(folder, {"method_report": found})
 
 
 class _Saver:
@@ -285,7 +297,7 @@ def _start_figures(inputs: Inputs, ready: Ready) -> dict[str, Any]:
         "validation_rows": len(inputs.prepared.validation),
         "tokens_per_step": math.ceil(tokens / max(1, inputs.stream.steps_per_epoch)),
         "trainable": sum(weight.numel() for weight in ready.learned.weights.values()),
-        "all": sum(weight.numel() for weight in ready.trained.parameters()),
+        "all": count(ready.trained),
     }
 
 
