@@ -283,11 +283,12 @@ class TestWhereThereAreNoKeysAndValues:
             )
 
 
-def test_vectors_that_lack_in_the_file_are_named(base: Path, tmp_path: Path) -> None:
-    """An adapter of another width does not fit."""
+def test_vectors_of_another_width_fit_neither_use_nor_going_on(base: Path, tmp_path: Path) -> None:
     other = tiny.model(hidden_size=64, head_dim=16)
     method = method_of("prompt", tokens=4)
     method.save(method.apply(other), tmp_path / "saved")
+    with pytest.raises(Problem, match="vectors of another shape"):
+        method.adopt(loaded(base), tmp_path / "saved")
     config = (tmp_path / "saved/adapter_config.json").read_text("utf-8")
     fixed = config.replace('"base_model_name_or_path": null', f'"base_model_name_or_path": "{base}"')
     fixed = fixed.replace('"base_model_name_or_path": ""', f'"base_model_name_or_path": "{base}"')

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
 import torch
-from peft import PeftConfig, PeftModel, PromptLearningConfig, get_peft_model, load_peft_weights
+from peft import PeftConfig, PeftModel, PeftType, PromptLearningConfig, get_peft_model, load_peft_weights
 from peft.utils import set_peft_model_state_dict
 from pydantic import Field
 from torch import Tensor, nn
@@ -84,10 +84,11 @@ class SoftPrompt(Method):
     def adopt(self, model: PreTrainedModel, adapter: Path) -> nn.Module:
         saved = PeftConfig.from_pretrained(str(adapter))
         if not self._gone_on_with(saved):
+            kind = PeftType(saved.peft_type)
             raise Problem(
                 str(adapter),
-                f"is a {saved.peft_type} adapter, which the method {self.name()} cannot go on with",
-                _GOING_ON.get(str(saved.peft_type), "Fold it first (tunesmith fold), or name the method that made it"),
+                f"is a {kind.value} adapter, which the method {self.name()} cannot go on with",
+                _GOING_ON.get(kind, "Fold it first (tunesmith fold), or name the method that made it"),
             )
         found = saved.num_virtual_tokens  # type: ignore[attr-defined]
         if found != self.tokens:
@@ -100,7 +101,11 @@ class SoftPrompt(Method):
             what = "sets first values, and the adapter that is gone on with has values already"
             raise Problem(f"{self._place}.start", what, "Take it out")
         trained = wrapped(self.apply(model))
-        set_peft_model_state_dict(trained, load_peft_weights(str(adapter), device="cpu"))
+        try:
+            set_peft_model_state_dict(trained, load_peft_weights(str(adapter), device="cpu"))
+        except RuntimeError as error:
+            why = " ".join(str(error).split())
+            raise Problem(str(adapter), f"has vectors of another shape ({why})", "Take its own base") from error
         return trained
 
     def off(self, model: nn.Module) -> AbstractContextManager[object]:
@@ -144,9 +149,9 @@ class SoftPrompt(Method):
 
 
 _GOING_ON = {
-    "PeftType.P_TUNING": "Its encoder is not saved, only its vectors: go on with the method prompt",
-    "PeftType.PREFIX_TUNING": "Go on with the method p_tuning_v2, or prefix with projection: none",
-    "PeftType.PROMPT_TUNING": "Go on with the method prompt",
+    PeftType.P_TUNING: "Its encoder is not saved, only its vectors: go on with the method prompt",
+    PeftType.PREFIX_TUNING: "Go on with the method p_tuning_v2, or prefix with projection: none",
+    PeftType.PROMPT_TUNING: "Go on with the method prompt",
 }
 
 
