@@ -53,7 +53,7 @@ SUBJECTS: dict[str, dict[str, Any]] = {
     "QLoRA (nf4)": {"method": {"lora": {"rank": 16}}, "model": {"quantize": "nf4"}},
     "prefix": {"method": {"prefix": {}}},
     "prompt": {"method": {"prompt": {}}},
-    "bitfit norms": {"method": {"bitfit": {"what": "norms"}}},
+    "bitfit norms": {"method": {"bitfit": {"parts": "norms"}}},
     "bottleneck": {"method": {"bottleneck": {}}},
 }
 
