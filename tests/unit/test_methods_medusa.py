@@ -13,6 +13,7 @@ from made_codecs import codec
 from made_methods import TOKENS, NextToken, logits, method_of, policy_of, shake, t5
 from torch import nn
 
+from tunesmith.cli.verbs import chat
 from tunesmith.core.problem import Problem
 from tunesmith.core.records import Chat, Message, Text
 from tunesmith.core.run import ModelSpec
@@ -227,6 +228,18 @@ def test_the_reader_may_leave(runs: dict[str, Path]) -> None:
     next(stream, None)
     stream.close()
     assert list(stream) == []
+
+
+def test_chat_drafts_greedy_answers_only(runs: dict[str, Path]) -> None:
+    spec = ModelSpec(path=str(runs["llama"]), dtype="float32", device="cpu")
+    base, tuned = chat._speakers(spec, against=True, greedy=True)
+    assert not isinstance(base.answers, MedusaAnswers)
+    assert isinstance(tuned.answers, MedusaAnswers)
+    assert tuned.answers.told == ""
+    said = "".join(tuned.answers.stream(ASKS[1], Sampling(max_tokens=20)))
+    assert said == "".join(base.answers.stream(ASKS[1], Sampling(max_tokens=20)))
+    assert f"{tuned.answers.mean_accepted:.2f} tokens a pass" in tuned.answers.told
+    assert not isinstance(chat._speakers(spec, against=False, greedy=False)[0].answers, MedusaAnswers)
 
 
 class TestRefusals:

@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
+from tunesmith.cli.closing import next_commands
 from tunesmith.core.events import Event
 from tunesmith.core.problem import Problem
 from tunesmith.core.run import ModelSpec
@@ -215,6 +216,7 @@ def test_a_run_goes_on_with_a_run(name: str, tmp_path: Path) -> None:
     assert tiny.losses(second)[0] < tiny.losses(first)[0]
     found = open_model(ModelSpec(path=str(second.folder.path), dtype="float32", device="cpu"))
     assert found.adapted
+    assert not any(" fold " in line for line in next_commands(second.folder))
     with pytest.raises(Problem, match=f"method {name}: .*Use the base and the adapter together"):
         fold(str(second.folder.path))
 
@@ -239,6 +241,23 @@ def test_a_score_head_learns_is_saved_and_switched_off(name: str, tmp_path: Path
     assert size(logits(trained) - before) > 1e-3
     with method.off(trained):
         assert torch.equal(logits(trained), before)
+
+
+@pytest.mark.parametrize(("name", "options"), CASES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_what_is_opened_can_be_compared_with_its_base(
+    name: str, options: dict[str, Any], dtype: torch.dtype, tmp_path: Path
+) -> None:
+    """Also where weights of the base itself learned; on and off, and on again."""
+    saved(tiny.model(), name, options, tmp_path)
+    plain = tiny.model().to(dtype)  # type: ignore[call-arg]
+    before = logits(plain)
+    worn = put_on(plain, tmp_path)
+    tuned = logits(worn)
+    with worn.disable_adapter():  # type: ignore[operator]
+        assert torch.equal(logits(worn), before)
+    assert torch.equal(logits(worn), tuned)
+    assert torch.equal(tuned, before) is (name == "medusa" and options.get("base") != "learns")
 
 
 @pytest.mark.parametrize("name", OWN)

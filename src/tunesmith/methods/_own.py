@@ -58,11 +58,15 @@ class ScoreHead(Part):
 
 
 class Adapted(nn.Module):
-    """A transformers model with parts on it, to be used as PEFT's wrapper is."""
+    """A transformers model with parts on it, to be used as PEFT's wrapper is.
+
+    replaced: weights of the base that hold learned values, each with its first ones; none while training.
+    """
 
     def __init__(self, model: PreTrainedModel) -> None:
         super().__init__()
         self.model = model
+        self.replaced: list[tuple[nn.Parameter, Tensor]] = []
 
     def forward(self, *inputs: Any, **options: Any) -> Any:
         """What the model computes with its parts."""
@@ -82,11 +86,17 @@ class Adapted(nn.Module):
         parts = [part for part in self.model.modules() if isinstance(part, Part) and part.on]
         for part in parts:
             part.on = False
+        self._swap()
         try:
             yield
         finally:
+            self._swap()
             for part in parts:
                 part.on = True
+
+    def _swap(self) -> None:
+        for number, (weight, other) in enumerate(self.replaced):
+            self.replaced[number], weight.data = (weight, weight.data), other
 
 
 class OwnMethod(Method):
@@ -139,15 +149,19 @@ class OwnMethod(Method):
     def wear(self, model: PreTrainedModel, adapter: Path) -> nn.Module:
         """The model with a saved adapter on it, for use only: in the model's number type, and nothing learns.
 
+        Where weights of the base learned, their first values are kept beside, so that the base can be compared.
+
         Raises:
             Problem: the adapter's weights are not those that this model needs.
         """
         kind = model.dtype
-        trained = self.apply(model)
-        learned = trainable(trained)
+        trained = adapted(self.apply(model))
+        parts, learned = _part_weights(model), list(trainable(trained).values())
+        first = [(weight, weight.data.to(kind, copy=True)) for weight in learned if id(weight) not in parts]
         load_learned(trained, adapter)
-        for weight in learned.values():
+        for weight in learned:
             weight.data = weight.data.to(kind)
+        trained.replaced = first
         return trained.requires_grad_(False)
 
     def off(self, model: nn.Module) -> AbstractContextManager[object]:
@@ -227,12 +241,17 @@ def adapted(model: nn.Module) -> Adapted:
 
 def _stored(model: PreTrainedModel) -> dict[str, Tensor]:
     """What learned, as it is written: parts as they are, weights of the base in the number type it is stored in."""
-    parts = {id(weight) for part in model.modules() if isinstance(part, Part) for weight in part.own()}
+    parts = _part_weights(model)
     kind = model.config.dtype or torch.float32
     return {
         name: (weight if id(weight) in parts else weight.to(kind)).detach().cpu().contiguous()
         for name, weight in trainable(model).items()
     }
+
+
+def _part_weights(model: nn.Module) -> set[int]:
+    """Identities of the weights that belong to parts and not to the base."""
+    return {id(weight) for part in model.modules() if isinstance(part, Part) for weight in part.own()}
 
 
 def _task(model: PreTrainedModel) -> str:
