@@ -49,7 +49,10 @@ def _family(manual: Manual, field: Option, chosen: Any) -> Iterator[str]:
     members = manual.families[field.name]
     width = max(len(member.name) for member in members)
     for member in members:
-        yield f"#   {member.name:<{width}}  {member.summary}"
+        begins = f"#   {member.name:<{width}}  "
+        yield from textwrap.wrap(
+            member.summary, WIDTH, initial_indent=begins, subsequent_indent=f"#{' ' * (width + 5)}"
+        )
     name, options = (chosen, {}) if isinstance(chosen, str) else next(iter(cast("dict[str, Any]", chosen).items()))
     member = cast("Member", manual.member(field.name, name))
     yield f"{field.name}:"
