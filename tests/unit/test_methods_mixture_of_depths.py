@@ -19,7 +19,7 @@ from tunesmith.methods._routing import Routed, RoutedLayer
 from tunesmith.models.forest import Batch, plant
 from tunesmith.models.policy import Policy
 
-FAMILIES = ("llama", "qwen3", "gpt2", "gpt_neox", "cohere", "mixtral")
+FAMILIES = ("llama", "gpt2", "gpt_neox", "mixtral")
 ROW = torch.tensor([[5, 9, 17, 4, 33, 21, 8, 60, 12, 7, 19, 44, 3, 28, 51, 6, 90, 11]])
 
 
