@@ -17,6 +17,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from tunesmith.core.problem import Problem
 from tunesmith.methods import trainable
 from tunesmith.methods._blocks import single_stack
+from tunesmith.models.probe import choose_attention
 
 LIKE_LLAMA = ("llama", "qwen3", "mistral", "gemma2", "gemma3_text", "phi3", "gpt2", "gpt_neox", "olmo2", "granite")
 FAMILIES = (*LIKE_LLAMA, "cohere", "smollm3", "starcoder2", "mixtral", "qwen3_moe", "bloom", "gpt_oss")
@@ -96,6 +97,17 @@ def test_kinds_of_layers_go_with_their_blocks() -> None:
     ]
     with method_of("expand", new=2).off(trained):
         assert model.config.layer_types == kinds
+
+
+def test_new_blocks_follow_the_models_choice_of_attention() -> None:
+    """Chosen after they were made, forest attention keeps trees apart in them too."""
+    model = tiny.model("llama")
+    trained = method_of("expand", new=1).apply(model)
+    with torch.no_grad():
+        for weight in trained.parameters():
+            if weight.requires_grad:
+                weight.add_(0.3 * torch.randn_like(weight))
+    assert choose_attention(model, "auto").forest
 
 
 def test_only_new_blocks_move_and_the_loss_falls() -> None:

@@ -80,7 +80,7 @@ class Expand(Method):
         ends = {round((number + 1) * len(old) / self.new) - 1 for number in range(self.new)}
         sources = [number for number in range(len(old)) for _ in range(1 + (number in ends))]
         made = [number > 0 and sources[number] == sources[number - 1] for number in range(len(sources))]
-        modules = [copy.deepcopy(old[s]) if new else old[s] for s, new in zip(sources, made, strict=True)]
+        modules = [_copied(old[s]) if new else old[s] for s, new in zip(sources, made, strict=True)]
         lists = {name: [values[s] for s in sources] for name, values in before.lists.items()}
         expected = _probe(model)
         _Order(path, tuple(modules), lists).put(model)
@@ -130,6 +130,12 @@ class _Expansion:
             yield
         finally:
             self.after.put(model)
+
+
+def _copied(block: nn.Module) -> nn.Module:
+    """A copy of a block that shares the model's configuration, so that a change of it, as of attention, is for all."""
+    shared = {id(part.config): part.config for part in block.modules() if hasattr(part, "config")}
+    return copy.deepcopy(block, dict(shared))
 
 
 def _per_layer(model: PreTrainedModel, layers: int) -> dict[str, list[Any]]:
