@@ -58,7 +58,7 @@ def compare(
 
     run, home = runs.read(run_file, changes)
     study = Study.of(
-        output or Path("runs") / f"compare-{run_file.stem}",
+        output or Path("runs") / f"compare-{run_file.stem.removeprefix('compare-')}",
         run,
         home,
         named(methods or []),
