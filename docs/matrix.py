@@ -1,6 +1,6 @@
 """The contract of methods, seen at work: every method is trained on a tiny model, and each promise is tried for real.
 
-    python docs/matrix.py          writes docs/methods.md anew (a few minutes)
+    python docs/matrix.py          writes docs/methods.md and docs/methods.zh.md anew (a few minutes)
 
 A cell holds what was measured, or the reason that the method itself gave for refusing. No cell is written by hand.
 """
@@ -23,11 +23,12 @@ from typing import Any
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 DOCS = Path(__file__).resolve().parent
-PAGE = DOCS / "methods.md"
+PAGES = {"en": DOCS / "methods.md", "zh": DOCS / "methods.zh.md"}
 sys.path[:0] = [str(DOCS.parent / "src"), str(DOCS.parent / "tests")]
 
 import tiny  # noqa: E402
 import torch  # noqa: E402
+import yaml  # noqa: E402
 from peft import PeftModel  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 from transformers import AutoModelForCausalLM, PreTrainedModel  # noqa: E402
@@ -63,7 +64,8 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
 """Options of a method that stand in a row of their own; a method that is not named here has its defaults tried."""
 STEPS, LR = 12, 1e-2
 TOKENS = torch.arange(3, 23).reshape(1, 20)
-INTRODUCTION = """\
+INTRODUCTIONS = {
+    "en": """\
 # Methods and what they keep
 
 Every method was trained on a tiny Llama with random weights, and each promise of the contract was tried:
@@ -72,17 +74,37 @@ Every method was trained on a tiny Llama with random weights, and each promise o
 * **off**: switched off, the model computes what it did before, bit for bit;
 * **saved = trained**: largest difference of log-probabilities after saving and opening again;
 * **others load it**: PEFT (or transformers, for plain models) loads what was saved; largest difference of logits;
-* **fold**: the change melted into plain weights; largest difference of logits;
+* **fold**: the change melted into plain weights; largest difference of log-probabilities;
 * **on nf4**: the loss falls on a base in four bits;
 * **forest = padded**: largest difference of log-probabilities between the two ways of computing a batch;
 * **resume**: a run that was stopped and resumed is the uninterrupted one, bit for bit.
 
 A dash with a sentence is a refusal, in the words that the method itself gives. Differences are relative to the
 largest value. `tunesmith explain NAME` tells what a method is; `tunesmith explain method --on MODEL` what it costs.
+[Results](results.md) compares methods on real tasks. This page is written by `python docs/matrix.py`.
 
-This page is written by `python docs/matrix.py`.
+""",
+    "zh": """\
+# 各种方法，以及它们守住什么
 
-"""
+每种方法都在一个随机权重的小 Llama 上训练过，约定里的每一条都实际试过：
+
+* **learns**：一个背得下来的任务，AdamW 训练 {steps} 步前后的损失；
+* **off**：关掉之后，模型算出的与原来逐比特相同；
+* **saved = trained**：保存再打开之后，对数概率的最大差；
+* **others load it**：保存的东西能由 PEFT（普通模型则由 transformers）加载；logits 的最大差；
+* **fold**：改动融进普通权重之后，对数概率的最大差；
+* **on nf4**：在四比特的基座上损失会下降；
+* **forest = padded**：同一个批次两种算法之间对数概率的最大差；
+* **resume**：停下再续训的运行与未中断的逐比特相同。
+
+横线加一句话表示拒绝，那句话是方法自己给出的。差值都相对于最大的值。`tunesmith explain NAME` 说明一种方法是什么，
+`tunesmith explain method --on MODEL` 说明它要花多少。[结果](results.zh.md)在真实任务上比较各种方法。
+本页由 `python docs/matrix.py` 写成。
+
+""",
+}
+CLOSINGS = {"en": ("## What each is", "method", "is"), "zh": ("## 各是什么", "方法", "是什么")}
 
 
 @dataclass
@@ -314,20 +336,28 @@ def line(cells: tuple[str, ...]) -> str:
     return "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"
 
 
-def summaries() -> Iterator[str]:
+def summaries(tongue: str) -> Iterator[str]:
+    chinese = yaml.safe_load((DOCS / "zh" / "options.yaml").read_text())["options"]
     for name in names("method"):
-        first = (find("method", name).__doc__ or "").strip().partition("\n")[0]
-        yield f"| `{name}` | {first} |"
+        said = (find("method", name).__doc__ or "").strip().partition("\n")[0]
+        yield f"| `{name}` | {chinese[f'method.{name}'] if tongue == 'zh' else said} |"
 
 
-def page() -> str:
+def page(tongue: str, found: list[tuple[str, ...]]) -> str:
+    title, name, meaning = CLOSINGS[tongue]
+    table = [line(HEAD), line(("---",) * len(HEAD)), *map(line, found)]
+    members = ["", title, "", f"| {name} | {meaning} |", "| --- | --- |", *summaries(tongue)]
+    return INTRODUCTIONS[tongue].format(steps=STEPS) + "\n".join([*table, *members]) + "\n"
+
+
+def main() -> None:
     with warnings.catch_warnings(), quietly(), contextlib.redirect_stderr(io.StringIO()):
         warnings.simplefilter("ignore")
-        table = [line(HEAD), line(("---",) * len(HEAD)), *map(line, rows())]
-    members = ["", "## What each is", "", "| method | is |", "| --- | --- |", *summaries()]
-    return INTRODUCTION.format(steps=STEPS) + "\n".join([*table, *members]) + "\n"
+        found = list(rows())
+    for tongue, file in PAGES.items():
+        file.write_text(page(tongue, found))
+        print(file)
 
 
 if __name__ == "__main__":
-    PAGE.write_text(page())
-    print(PAGE)
+    main()

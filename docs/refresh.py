@@ -12,6 +12,7 @@ A page says where things go, in comments that readers do not see:
     <!-- file: rows.jsonl -->                                     the next code block is this file
     <!-- demo output --> … <!-- /demo output -->                 what `tunesmith demo` printed
     <!-- result: NAME --> … <!-- /result -->                      curve and evaluation of runs/NAME
+    <!-- comparison: NAME --> … <!-- /comparison -->              plot, table and verdict of runs/compare-NAME
 
 `run` may have notes: `run, status 1: …` where the command is meant to fail, `run, Ctrl-C after step 20: …`.
 """
@@ -48,6 +49,7 @@ GENERATED = re.compile(r"(<!-- generated: (.+?) -->\n).*?(<!-- /generated -->)",
 RUN = re.compile(r"(<!-- run((?:, [^:]+?)?): (.+?) -->\n).*?(<!-- /run -->)", re.DOTALL)
 FILE = re.compile(r"<!-- file: (.+?) -->\n```\w*\n(.*?)```", re.DOTALL)
 RESULT = re.compile(r"(<!-- result: (.+?) -->\n).*?(<!-- /result -->)", re.DOTALL)
+COMPARISON = re.compile(r"(<!-- comparison: (.+?) -->\n).*?(<!-- /comparison -->)", re.DOTALL)
 DEMO = re.compile(r"(<!-- demo output -->\n).*?(<!-- /demo output -->)", re.DOTALL)
 TUTORIALS = (DOCS / "en" / "tutorial.md", DOCS / "zh" / "tutorial.md")
 RESULTS = (DOCS / "results.md", DOCS / "results.zh.md")
@@ -375,7 +377,19 @@ def take_results() -> None:
     for page in RESULTS:
         old = page.read_text("utf-8")
         new = RESULT.sub(lambda found: f"{found[1]}{made[found[2]]}\n{found[3]}" if found[2] in made else found[0], old)
-        page.write_text(new, "utf-8")
+        page.write_text(COMPARISON.sub(comparison, new), "utf-8")
+
+
+def comparison(found: re.Match[str]) -> str:
+    """A comparison's plot, table and verdict; as it stands where the study is not here."""
+    name = f"compare-{found[2]}"
+    study = ROOT / "runs" / name
+    if not (study / "comparison.md").is_file():
+        return found[0]
+    shutil.copyfile(study / "comparison.png", DOCS / "images" / f"{name}.png")
+    said = (study / "comparison.md").read_text("utf-8").partition("\n")[2].replace("\n## ", "\n**").strip()
+    table = re.sub(r"^\*\*(.+)$", r"**\1**", said, flags=re.MULTILINE)
+    return f"{found[1]}![{name}](images/{name}.png)\n\n{table}\n{found[3]}"
 
 
 def result(name: str) -> str:

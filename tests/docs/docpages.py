@@ -17,6 +17,9 @@ PAIRS = {
     "README.md": "README.zh.md",
     "docs/design.md": "docs/design.zh.md",
     "docs/results.md": "docs/results.zh.md",
+    "docs/methods.md": "docs/methods.zh.md",
+    "docs/merging.md": "docs/merging.zh.md",
+    "docs/benchmarks.md": "docs/benchmarks.zh.md",
 }
 """Pages that stand side by side; those under docs/en have their twin under docs/zh."""
 
