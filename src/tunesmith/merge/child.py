@@ -15,6 +15,7 @@ from tunesmith.core.rundir import write_atomic, write_json
 from tunesmith.merge.inputs import HEADS, Model
 from tunesmith.merge.layout import Layout, Piece
 from tunesmith.merge.numbers import FLOATS, WORDS
+from tunesmith.merge.tokens import Vocabulary
 from tunesmith.models.source import read_json
 
 TOKENIZER = (
@@ -39,6 +40,21 @@ class Child:
     layout: Layout
     pieces: Sequence[Piece]
 
+    @property
+    def models(self) -> Sequence[Model]:
+        """The models that it is made of."""
+        return self.layout.models
+
+    @property
+    def vocabulary(self) -> Vocabulary | None:
+        """Its tokens, where embeddings are moved by token."""
+        return self.layout.vocabulary
+
+    @property
+    def text(self) -> str:
+        """The recipe as it is written."""
+        return self.layout.recipe.text
+
     def config(self) -> dict[str, Any]:
         """config.json: the donor's, with the layers, the vocabulary and the number type that the result has.
 
@@ -47,7 +63,7 @@ class Child:
         """
         donor = self.layout.donor
         value = {name: part for name, part in donor.config.items() if name not in ("torch_dtype", "auto_map")}
-        value["dtype"] = WORDS[self.stored]
+        value["dtype"] = usual_type(self.pieces)
         if self.layout.layered:
             value |= self._by_layer(donor)
         names = {piece.name for piece in self.pieces}
@@ -56,21 +72,13 @@ class Child:
             value["tie_word_embeddings"] = not untied
         return value | dict(self.layout.vocabulary.settings if self.layout.vocabulary else {})
 
-    @property
-    def stored(self) -> str:
-        """The number type of most of the weights."""
-        sizes: Counter[str] = Counter()
-        for piece in self.pieces:
-            sizes[piece.stored] += piece.bytes if piece.stored in FLOATS else 0
-        return sizes.most_common(1)[0][0] if sizes.total() else "F32"
-
     def write(self, folder: Path) -> None:
         """Write configuration, tokenizer and template."""
         write_json(folder / "config.json", self.config())
         donor = self.layout.donor
-        _copy(donor.folder, folder, ["generation_config.json"])
+        copy_files(donor.folder, folder, ["generation_config.json"])
         if self.layout.vocabulary is None:
-            _copy(donor.tokenizer, folder, TOKENIZER)
+            copy_files(donor.tokenizer, folder, TOKENIZER)
         else:
             self.layout.vocabulary.save(folder)
         if (template := self._template()) is not None:
@@ -118,6 +126,14 @@ class Child:
         return wish
 
 
+def usual_type(pieces: Sequence[Piece]) -> str:
+    """The number type of most of the weights, as config.json names it."""
+    sizes: Counter[str] = Counter()
+    for piece in pieces:
+        sizes[piece.stored] += piece.bytes if piece.stored in FLOATS else 0
+    return WORDS[sizes.most_common(1)[0][0] if sizes.total() else "F32"]
+
+
 def template_in(folder: Path) -> str | None:
     """The chat template of a tokenizer's folder, None where it has none."""
     file = folder / "chat_template.jinja"
@@ -135,7 +151,8 @@ def _set_template(folder: Path, text: str) -> None:
         write_json(file, {name: value for name, value in read_json(file).items() if name != "chat_template"})
 
 
-def _copy(source: Path, folder: Path, names: Sequence[str]) -> None:
+def copy_files(source: Path, folder: Path, names: Sequence[str]) -> None:
+    """Copy those of the files that are there."""
     for name in names:
         if (source / name).is_file():
             shutil.copyfile(source / name, folder / name)

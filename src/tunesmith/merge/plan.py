@@ -67,7 +67,7 @@ def plan_of(child: Child, shards: Sequence[ShardFile], output: Path, threads: in
         sum(shard.size for shard in shards),
         len(shards),
         sorted(types),
-        PROCESS + threads * max(_memory(piece) for piece in child.pieces),
+        memory_of(child.pieces, threads),
         shutil.disk_usage(present(output)).free,
         [*differences(child), *(layout.vocabulary.lines if layout.vocabulary else ())],
     )
@@ -95,6 +95,11 @@ def present(path: Path) -> Path:
 def megabytes(size: int) -> str:
     """A size in MB or GB for a person."""
     return f"{size / 1e9:,.2f} GB" if size >= 1e9 else f"{size / 1e6:,.1f} MB"
+
+
+def memory_of(pieces: Sequence[Piece], threads: int) -> int:
+    """Bytes that so many threads need at the largest piece, with the process itself."""
+    return PROCESS + threads * max(_memory(piece) for piece in pieces)
 
 
 def _memory(piece: Piece) -> int:

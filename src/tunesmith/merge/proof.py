@@ -11,10 +11,14 @@ from __future__ import annotations
 
 import logging
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
 
 from tunesmith.core.problem import Problem
 from tunesmith.merge.output import ShardFile
@@ -81,28 +85,48 @@ def prove_files(folder: Path, shards: Sequence[ShardFile]) -> int:
 def prove_model(folder: Path) -> float:
     """Load the model and compute its logits on real prompts; the mean loss of the prompts' own tokens, in nats.
 
-    Layers stay on the disk until it is their turn, so memory follows the embeddings and the largest layer.
-
     Raises:
         Problem: it does not load, weights are missing, or its logits are not finite.
+    """
+    from tunesmith.models.load import load_codec
+    from tunesmith.models.source import find
+
+    codec = load_codec(find(str(folder)))
+    with opened(folder, folder) as model:
+        return _loss(model, [codec.encode_text(prompt) for prompt in PROMPTS], folder)
+
+
+@contextmanager
+def opened(folder: Path, scratch: Path | None = None) -> Generator[torch.nn.Module]:
+    """A model to run; its layers stay on the disk until it is their turn, so memory follows embeddings and the largest
+    layer. scratch: where a copy of the layers may be written, by default the system's place for such.
+
+    Raises:
+        Problem: it does not load, or weights are missing.
     """
     import torch
 
     from tunesmith.models.device import DTYPES
-    from tunesmith.models.load import load_codec, load_weights, skeleton
+    from tunesmith.models.load import load_weights, skeleton
     from tunesmith.models.source import find, head_of, read_json
 
     found = find(str(folder))
     head = head_of(found)
     stored = DTYPES.get(str(read_json(folder / "config.json").get("dtype")), torch.float32)
-    codec = load_codec(found)
-    logging.getLogger("accelerate.big_modeling").setLevel(
-        logging.ERROR
-    )  # it tells of layers on the disk: they shall be
-    with tempfile.TemporaryDirectory(dir=folder) as scratch:
-        places = {"device_map": _places(skeleton(found, head)), "offload_folder": scratch}
-        model = load_weights(found, head, stored, places)
-        return _loss(model.eval(), [codec.encode_text(prompt) for prompt in PROMPTS], folder)
+    log = logging.getLogger("accelerate.big_modeling")
+    log.setLevel(logging.ERROR)  # it tells of layers on the disk: they shall be
+    with tempfile.TemporaryDirectory(dir=scratch) as place:
+        places = {"device_map": _places(skeleton(found, head)), "offload_folder": place}
+        yield load_weights(found, head, stored, places).eval()
+
+
+def hidden_states(model: torch.nn.Module, tokens: Sequence[int]) -> NDArray[np.float32]:
+    """What enters each layer of a model when it reads a row of tokens: [layers, tokens, numbers]."""
+    import torch
+
+    with torch.no_grad():
+        states = model(input_ids=torch.tensor([list(tokens)]), output_hidden_states=True).hidden_states
+    return torch.stack([state[0].float() for state in states[:-1]]).numpy()
 
 
 def _places(model: torch.nn.Module) -> dict[str, str]:

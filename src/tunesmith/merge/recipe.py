@@ -87,7 +87,7 @@ class Recipe:
 
     def placed(self, fault: Problem) -> Problem:
         """The fault with its file and line instead of a dotted place alone."""
-        return _placed(fault, self.where, self.lines)
+        return placed(fault, self.where, self.lines)
 
 
 def read_recipes(path: Path) -> tuple[Recipe, ...]:
@@ -103,7 +103,7 @@ def read_recipes(path: Path) -> tuple[Recipe, ...]:
         faults: list[Problem] = []
         recipe = _recipe(value, str(path), text, places, faults)
         faults.sort(key=lambda fault: places.line(fault.where))
-        found += [_placed(fault, str(path), places) for fault in faults]
+        found += [placed(fault, str(path), places) for fault in faults]
         recipes += [recipe] if recipe else []
     raise_all(str(path), found)
     if not recipes:
@@ -312,9 +312,10 @@ def _take(recipe: Recipe, stages: Mapping[str, Recipe], ordered: list[Recipe], a
     ordered.append(recipe)
 
 
-def _placed(fault: Problem, where: str, lines: Places) -> Problem:
+def placed(fault: Problem, where: str, lines: Places) -> Problem:
+    """A fault with its file and line instead of a dotted place alone."""
     line = lines.line(fault.where)
     file = f"{where}:{line}" if line else where
     if isinstance(fault, Problems):
-        return Problems(file, [_placed(part, where, lines) for part in fault.parts])
+        return Problems(file, [placed(part, where, lines) for part in fault.parts])
     return Problem(f"{file}: {fault.where}" if fault.where else file, fault.what, fault.hint)
