@@ -59,6 +59,12 @@ class TestStudy:
         lora, full = study(tmp_path).trials()
         assert lora.lr > full.lr
 
+    def test_a_method_may_be_named_with_its_rate(self, tmp_path: Path) -> None:
+        made = study(tmp_path, ("lora@0.01", "full"), rates=(1e-3, 1e-4))
+        assert [(trial.method, trial.lr) for trial in made.trials()] == [("lora", 0.01), ("full", 1e-3), ("full", 1e-4)]
+        with pytest.raises(Problem, match="no learning rate"):
+            study(tmp_path, ("lora@fast",))
+
     def test_faulty_methods_are_refused_together(self, tmp_path: Path) -> None:
         with pytest.raises(Problems) as caught:
             study(tmp_path, ("lora", "lorra", "lora: {rang: 4}"))

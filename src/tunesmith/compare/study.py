@@ -110,8 +110,7 @@ class Study:
     def trials(self) -> Iterator[Trial]:
         """All trials: base by base, method by method, so that what is done first can be compared first."""
         for base, method in itertools.product(self.bases, self.methods):
-            rates = self.rates if self.rates is not None else (usual_lr(method),)
-            for lr, seed in itertools.product(rates, self.seeds):
+            for lr, seed in itertools.product(self._rates(method), self.seeds):
                 yield self._trial(base, method, lr, seed)
 
     def begin(self) -> None:
@@ -137,6 +136,11 @@ class Study:
         """The study as plain data, without its own place."""
         return json.loads(json.dumps({name: value for name, value in asdict(self).items() if name != "folder"}))
 
+    def _rates(self, method: str) -> tuple[float, ...]:
+        """Learning rates of a method: the one it was named with, or those of the study, or its usual one."""
+        own = named_rate(method)
+        return (own,) if own is not None else self.rates or (usual_lr(method),)
+
     def _trial(self, base: str, method: str, lr: float, seed: int) -> Trial:
         run = json.loads(json.dumps(self.run))
         run["method"] = spoken(method)
@@ -144,10 +148,28 @@ class Study:
         (optimizer,) = run["optimizer"].values()
         optimizer["lr"] = lr
         run["train"]["seed"] = seed
-        words = [base] * (len(self.bases) > 1) + [method, f"lr {lr:g}", f"seed {seed}"]
+        words = [base] * (len(self.bases) > 1) + [bare(method), f"lr {lr:g}", f"seed {seed}"]
         folder = self.folder / "trials" / slug(" ".join(words))
         run["output"] = str(folder)
-        return Trial(base, method, lr, seed, RunDir(folder), run)
+        return Trial(base, bare(method), lr, seed, RunDir(folder), run)
+
+
+def bare(method: str) -> str:
+    """A method as it was named, without the learning rate behind an `@`."""
+    return method.partition("@")[0].strip()
+
+
+def named_rate(method: str) -> float | None:
+    """The learning rate that a method was named with, as in `lora@1e-3`.
+
+    Raises:
+        Problem: what stands behind the `@` is no number.
+    """
+    _, marked, rate = method.partition("@")
+    try:
+        return float(rate) if marked else None
+    except ValueError as error:
+        raise Problem(f"--methods {method}", f"{rate!r} is no learning rate", "Write it as lora@1e-3") from error
 
 
 def spoken(method: str) -> Any:
@@ -157,7 +179,7 @@ def spoken(method: str) -> Any:
         Problem: it is no YAML.
     """
     try:
-        return yaml.safe_load(method)
+        return yaml.safe_load(bare(method))
     except yaml.YAMLError as error:
         reason = str(error).splitlines()[0]
         raise Problem(
@@ -179,6 +201,7 @@ def _check(methods: tuple[str, ...]) -> None:
     found: list[Problem] = []
     for method in methods:
         try:
+            named_rate(method)
             build("method", spoken(method))
         except Problem as problem:
             found.append(Problem(f"--methods {method}", problem.what, problem.hint))

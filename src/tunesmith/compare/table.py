@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from statistics import fmean, median, stdev
 
 from tunesmith.compare.outcome import Outcome, Quality, Refusal
-from tunesmith.compare.study import Study
+from tunesmith.compare.study import Study, bare
 
 HEAD = ("method", "quality", "learns", "lr", "steps", "tokens/s", "peak memory", "saved")
 
@@ -133,7 +133,7 @@ def shown(measure: Quality, value: float) -> str:
 
 
 def _ranked(base: str, methods: Sequence[str], done: Sequence[Outcome]) -> list[Entry]:
-    entries = [entry for method in methods if (entry := _entry(base, method, done))]
+    entries = [entry for method in dict.fromkeys(map(bare, methods)) if (entry := _entry(base, method, done))]
     return sorted(entries, key=_goodness, reverse=True)
 
 

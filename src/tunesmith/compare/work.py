@@ -185,7 +185,8 @@ def _command(words: list[str], trial: Trial, study: Study, watch: Callable[[], N
 def _waited(process: subprocess.Popen[str], watch: Callable[[], None]) -> str:
     """What a process says on standard error until it ends.
 
-    It has a session of its own, so that a stop reaches it once, from here; it is waited for, since it saves first.
+    It has a session of its own, so that a stop reaches it once, from here, and as a request to end, which shells do
+    not tell what runs in the background to ignore. It is waited for, since it saves first.
     """
     try:
         while True:
@@ -193,7 +194,7 @@ def _waited(process: subprocess.Popen[str], watch: Callable[[], None]) -> str:
                 return process.communicate(timeout=POLL_SECONDS)[1]
             watch()
     except KeyboardInterrupt:
-        process.send_signal(signal.SIGINT)
+        process.terminate()
         process.communicate()
         raise
 

@@ -24,7 +24,8 @@ Examples:
 
 Every trial is a run folder of its own under OUTPUT/trials. Stopped or
 killed, the same command goes on with what is not done. Each method learns
-with its usual rate unless --lr names rates to try; then its best one counts."""
+with its usual rate, or with the one it is named with (lora@1e-3), or tries
+those of --lr; then its best one counts."""
 
 
 def compare(
