@@ -13,13 +13,15 @@ from torch import Tensor
 class Job:
     """A prompt as tokens, its place in what was asked, and how many tokens its answer may have.
 
-    goes_on: whether the answer goes on with the prompt's own text, so that a space between them belongs to it.
+    goes_on: whether the answer goes on with the prompt's own text, so that a space between them belongs to it; worn:
+    names of the adapters that it is answered with, where there are several on one base.
     """
 
     index: int
     tokens: tuple[int, ...]
     room: int
     goes_on: bool = False
+    worn: tuple[str, ...] = ()
 
     @property
     def lead(self) -> tuple[int, ...]:

@@ -58,15 +58,20 @@ class Local(Engine):
 
 
 class LocalAnswers(Answers):
-    """A model in this process at work; one call generates at a time."""
+    """A model in this process at work; one call generates at a time.
 
-    def __init__(self, model: nn.Module, codec: Codec, around: Around, batch_tokens: int) -> None:
+    turn: what a call holds while it generates, where several models share it.
+    """
+
+    def __init__(
+        self, model: nn.Module, codec: Codec, around: Around, batch_tokens: int, turn: threading.Lock | None = None
+    ) -> None:
         self.model: Any = model
         self.base: Any = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
         self.codec = codec
         self.around = around
         self.batch_tokens = batch_tokens
-        self._one_at_a_time = threading.Lock()
+        self._one_at_a_time = turn or threading.Lock()
         # settings that say how an answer is framed, not how it is drawn
         prefix = codec.parts.prefix
         opening = {"forced_bos_token_id": prefix[0]} if prefix else {}
@@ -82,27 +87,34 @@ class LocalAnswers(Answers):
         return None if limit is None else limit - length_of(self.model)
 
     def answer(self, asks: Sequence[Ask], sampling: Sampling) -> Iterator[Answer]:
-        jobs = [self._job(index, ask, sampling) for index, ask in enumerate(asks)]
-        # the penalty counts padding as tokens seen, so it must meet none
-        pad = sampling.repetition_penalty == 1.0 and ancestor_of(self.model).pads(self.base)
-        batches = pack(jobs, self.batch_tokens, pad=pad)
-        return self._answers(batches, sampling)
+        jobs = [self.job(index, ask, sampling) for index, ask in enumerate(asks)]
+        return self._answers(self.packed(jobs, sampling), sampling)
 
     def stream(self, ask: Ask, sampling: Sampling) -> Generator[str, None, None]:
-        return self._pieces(self._job(0, ask, sampling), sampling)
+        return self.pieces(self.job(0, ask, sampling), sampling)
+
+    def packed(self, jobs: Sequence[Job], sampling: Sampling) -> list[list[Job]]:
+        """The jobs in batches that this model can answer at once."""
+        # the penalty counts padding as tokens seen, so it must meet none
+        pad = sampling.repetition_penalty == 1.0 and ancestor_of(self.model).pads(self.base)
+        return pack(jobs, self.batch_tokens, pad=pad)
+
+    def drawn(self, batch: Sequence[Job], sampling: Sampling, number: int) -> Iterator[tuple[int, Answer]]:
+        """Each job's index and its answer; number: of the batch, by which its draws differ from those of others."""
+        rows = self._generate(batch, sampling, number).tolist()
+        return ((job.index, self._finish(job, row, sampling)) for job, row in zip(batch, rows, strict=True))
 
     def _answers(self, batches: Sequence[Sequence[Job]], sampling: Sampling) -> Iterator[Answer]:
         ready: dict[int, Answer] = {}
         following = 0
         for number, batch in enumerate(batches):
-            drawn = self._generate(batch, sampling, number)
-            for job, tokens in zip(batch, drawn.tolist(), strict=True):
-                ready[job.index] = self._finish(job, tokens, sampling)
+            ready.update(self.drawn(batch, sampling, number))
             while following in ready:
                 yield ready.pop(following)
                 following += 1
 
-    def _pieces(self, job: Job, sampling: Sampling) -> Generator[str, None, None]:
+    def pieces(self, job: Job, sampling: Sampling) -> Generator[str, None, None]:
+        """The text of one job's answer, as `stream` gives it."""
         decoder, holder = self.codec.decode_stream(), Holder(sampling.stop)
         ends = self.codec.end_tokens
         for token in job.lead:
@@ -141,8 +153,13 @@ class LocalAnswers(Answers):
                 generation_config=self._config(sampling, batch[0].room),
                 stopping_criteria=criteria,
                 streamer=pipe,
+                **self._further(batch),
             )
         return out[:, begun:].cpu()
+
+    def _further(self, batch: Sequence[Job]) -> dict[str, Any]:
+        """What else `generate` is called with."""
+        return {}
 
     def _config(self, sampling: Sampling, room: int) -> GenerationConfig:
         drawn = {"temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": sampling.top_k}
@@ -168,7 +185,12 @@ class LocalAnswers(Answers):
                 drawn.pop()
         return Answer(text, tuple(drawn), "stop" if stopped or end < len(tokens) else "length")
 
-    def _job(self, index: int, ask: Ask, sampling: Sampling) -> Job:
+    def job(self, index: int, ask: Ask, sampling: Sampling) -> Job:
+        """An ask as tokens.
+
+        Raises:
+            Problem: it leaves no room for an answer.
+        """
         where = f"prompt {index + 1}"
         tokens = self._encode(ask, where)
         sides = self.codec.encoder_decoder
