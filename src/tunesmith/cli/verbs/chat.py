@@ -13,6 +13,7 @@ from tunesmith.cli import screen
 
 if TYPE_CHECKING:
     from tunesmith.cli.conversation import Conversation, Speaker
+    from tunesmith.cli.wardrobe import Wardrobe
     from tunesmith.core.run import ModelSpec
 
 EPILOG = """\
@@ -22,10 +23,15 @@ Examples:
   tunesmith chat runs/mine --against
   tunesmith chat runs/mine --prompt "Who are you?"
   cat questions.txt | tunesmith chat builtin:seedling
+  tunesmith chat BASE --adapter law=runs/law --adapter short=runs/short
 
 In a chat, /reset forgets what was said, /exit leaves, /help lists the
 commands. Ctrl-C stops an answer; at the prompt, twice leaves. From a pipe
-every line is a question, and the answers go to standard output."""
+every line is a question, and the answers go to standard output.
+
+With --adapter, /use law answers with one adapter, /use law+short with the sum
+of two, /use law short with two side by side, /base with the base alone, and
+/adapters lists them."""
 
 COMMANDS = {
     "/reset": "forget what was said",
@@ -41,6 +47,18 @@ def chat(
     against: Annotated[
         bool, typer.Option("--against", help="Show the answers of the base beside those of the tuned model.")
     ] = False,
+    adapter: Annotated[
+        list[str] | None,
+        typer.Option("--adapter", metavar="NAME=FOLDER", help="Put an adapter or run over the model, under a name."),
+    ] = None,
+    use: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--use",
+            metavar="NAME[+NAME]",
+            help="Answer with these adapters, by default the first; given again, side by side.",
+        ),
+    ] = None,
     prompt: Annotated[str | None, typer.Option("--prompt", "-p", help="Ask this one question and end.")] = None,
     system: Annotated[str | None, typer.Option("--system", help="A system turn to begin the chat with.")] = None,
     text: Annotated[
@@ -74,17 +92,50 @@ def chat(
     from tunesmith.cli.conversation import Conversation
 
     screen.hush()
-    speakers = _speakers(spec, against, greedy=temperature == 0)
+    wardrobe = _wardrobe(spec, adapter or [], use or [])
+    speakers = _dressed(wardrobe, use, against) if wardrobe else _speakers(spec, against, greedy=temperature == 0)
     talk = Conversation(speakers, sampling, system, as_text=text)
-    if prompt is not None:
-        talk.ask(prompt)
-    elif sys.stdin.isatty():
-        _typed(talk, target)
-    else:
-        _piped(talk)
+    _begin(talk, prompt, target, wardrobe)
     for speaker in speakers:
         if drafted := getattr(speaker.answers, "told", None):
             print(drafted, file=sys.stderr)
+
+
+def _begin(talk: Conversation, prompt: str | None, target: str, wardrobe: Wardrobe | None) -> None:
+    """One question, a person's, or those of a pipe."""
+    if prompt is not None:
+        talk.ask(prompt)
+    elif sys.stdin.isatty():
+        _typed(talk, target, wardrobe)
+    else:
+        _piped(talk, wardrobe)
+
+
+def _wardrobe(spec: ModelSpec, adapters: list[str], use: list[str]) -> Wardrobe | None:
+    """The base with its adapters, where any are named.
+
+    Raises:
+        Problem: as `Wardrobe`, or there are none to use.
+    """
+    from tunesmith.core.problem import Problem
+
+    if not adapters:
+        if use:
+            raise Problem(f"--use {use[0]}", "no adapters are named", "Add --adapter NAME=FOLDER")
+        return None
+    from tunesmith.cli.wardrobe import Wardrobe
+    from tunesmith.models.load import told_of
+
+    wardrobe = Wardrobe(spec, adapters)
+    loaded = wardrobe.shelf.loaded
+    if loaded.held is not None:
+        print(told_of(loaded.found, "lm", loaded.held), file=sys.stderr)
+    return wardrobe
+
+
+def _dressed(wardrobe: Wardrobe, use: list[str] | None, against: bool) -> list[Speaker]:
+    """A speaker for each choice, and the base before them if that was asked for."""
+    return wardrobe.speakers([*(["base"] if against else []), *(use or list(wardrobe.shelf.adapters)[:1])])
 
 
 def _speakers(spec: ModelSpec, against: bool, *, greedy: bool) -> list[Speaker]:
@@ -125,7 +176,7 @@ def _base_of(target: str) -> str:
     return read_run(folder.run_file).model.path
 
 
-def _typed(talk: Conversation, target: str) -> None:
+def _typed(talk: Conversation, target: str, wardrobe: Wardrobe | None = None) -> None:
     """A chat with a person: one Ctrl-C stops an answer or warns, a second one leaves."""
     with suppress(ImportError):
         import readline  # noqa: F401 - gives the prompt its editing and history
@@ -144,28 +195,52 @@ def _typed(talk: Conversation, target: str) -> None:
             screen.say("\nCtrl-C again leaves.", "dim")
             continue
         warned = False
-        if question and not _turn(talk, question):
+        if question and not _turn(talk, question, wardrobe):
             return
 
 
-def _turn(talk: Conversation, question: str) -> bool:
-    """One question or command; False to leave."""
+def _turn(talk: Conversation, question: str, wardrobe: Wardrobe | None = None) -> bool:
+    """One question or command of a person; False to leave."""
+    if wardrobe is not None and _changed(talk, question, wardrobe):
+        return True
     if question in ("/exit", "/quit"):
         return False
     if question == "/reset":
         talk.reset()
         screen.say("What was said is forgotten.", "dim")
     elif question.startswith("/"):
-        screen.pairs(COMMANDS.items())
+        screen.pairs((COMMANDS | _further(wardrobe)).items())
     else:
         talk.ask(question)
     return True
 
 
-def _piped(talk: Conversation) -> None:
-    """Every line is a question; commands work too, and Ctrl-C leaves."""
+def _changed(talk: Conversation, question: str, wardrobe: Wardrobe) -> bool:
+    """Whether a line is a command about adapters; one that cannot be done is told, and the chat goes on."""
+    from tunesmith.core.problem import Problem
+
+    try:
+        return wardrobe.hears(talk, question)
+    except Problem as problem:
+        screen.fault(problem)
+        return True
+
+
+def _further(wardrobe: Wardrobe | None) -> dict[str, str]:
+    """The commands about adapters, where there are any."""
+    if wardrobe is None:
+        return {}
+    from tunesmith.cli import wardrobe as adapters
+
+    return adapters.COMMANDS
+
+
+def _piped(talk: Conversation, wardrobe: Wardrobe | None = None) -> None:
+    """Every line is a question; commands work too, one that cannot be done ends it, and Ctrl-C leaves."""
     for line in sys.stdin:
         question = line.strip()
+        if question and wardrobe is not None and wardrobe.hears(talk, question):
+            continue
         if question in COMMANDS or question == "/quit":
             if not _turn(talk, question):
                 return
