@@ -73,8 +73,6 @@ RATES = {"vera": 3e-2, "ia3": 3e-2, "adalora": 3e-2}
 ONE_ANSWER = ("medusa",)
 """Methods that learn from rows with one answer only."""
 BESIDE = ("medusa",)
-"""Methods whose parts stand beside the model's own answer and leave it as it is."""
-BESIDE = ("medusa",)
 """Methods that put something beside the model and leave what it computes as it is."""
 SIDES = ("t5",)
 STEPS = 6
@@ -92,7 +90,7 @@ def _cases(families: tuple[str, ...], *, all_variants: bool) -> list[Any]:
     ]
 
 
-CASES = [*_cases(("llama",), all_variants=True), *_cases(("gpt2", "t5"), all_variants=False)]
+CASES = [*_cases(("llama",), all_variants=True), *_cases(("qwen3", "gpt2", "t5"), all_variants=False)]
 NAMES = [pytest.param(name, VARIANTS.get(name, [{}])[0], id=name) for name in names("method")]
 
 
