@@ -250,6 +250,41 @@ class TestUse:
         tokens_of(shelf)
         assert not any(weight.requires_grad for model in models(shelf) for weight in model.parameters())
 
+    def test_layers_that_hold_their_weights_transposed(self, tmp_path: Path) -> None:
+        base = tiny.folder(tmp_path / "base", "gpt2")
+        layers: dict[str, Any] = {"target_modules": ["c_attn", "c_proj"], "fan_in_fan_out": True}
+        folders = {name: lora(base, tmp_path / name, seed, **layers) for seed, name in enumerate(("one", "two"))}
+        folders["biases"] = lora(base, tmp_path / "biases", 3, **layers, bias="all")
+        shelf = shelf_of(base, folders)
+        combine([Part(str(folders[name]), 1.0) for name in ("one", "two")], tmp_path / "sum")
+        assert off(logits(shelf, ("one", "two")), logits_alone(tmp_path / "sum")) < 1e-5
+        assert off(logits(shelf, ("biases",)), logits_alone(folders["biases"])) < 1e-5
+        found = logits(shelf, (), ("two",), ("one",))
+        for row, where in enumerate((base, folders["two"], folders["one"])):
+            assert off(found[row : row + 1], logits_alone(where)) < 1e-5
+        with pytest.raises(Problem, match="trained biases of the base"):
+            shelf.use("one", "biases")
+
+    @pytest.mark.parametrize("held", ["nf4", "int8"])
+    def test_over_a_quantised_base(self, held: str, base: Path, folders: dict[str, Path]) -> None:
+        pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed")
+        kept: dict[str, Any] = {"dtype": "float32", "device": "cpu", "quantize": held}
+        shelf = Shelf.open(ModelSpec(path=str(base), **kept))
+        for name in ("one", "two"):
+            shelf.load(name, folders[name])
+        found = tokens_of(shelf, ASKS[:3], adapters=["one", None, "two"])
+        single = [Local().open(ModelSpec(path=str(path), **kept)) for path in (folders["one"], base, folders["two"])]
+        assert found == [tokens_of(model, [ask])[0] for model, ask in zip(single, ASKS[:3], strict=True)]
+        first = {weight.data_ptr() for weight in shelf.loaded.model.parameters()}
+        assert all(first == {w.data_ptr() for w in model.parameters()} & first for model in models(shelf))
+
+    def test_runs_are_spoken_to_alike(self, base: Path, tmp_path: Path) -> None:
+        runs = [tiny.trained(base, tmp_path, method={"lora": {"rank": rank}}, output=f"r{rank}") for rank in (2, 3)]
+        shelf = shelf_of(base, {f"r{number}": run.folder.path for number, run in enumerate(runs)})
+        assert all(worn.codec is shelf.loaded.codec for worn in shelf.adapters.values())
+        shelf.use("r0", "r1")
+        assert len(tokens_of(shelf)) == len(ASKS)
+
     def test_an_encoder_decoder(self, tmp_path: Path) -> None:
         base = tiny.folder(tmp_path / "base", "t5")
         folders = {name: lora(base, tmp_path / name, seed) for seed, name in enumerate(("one", "two"), 1)}
