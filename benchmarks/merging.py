@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import platform
 import shutil
 import statistics
 import subprocess
@@ -18,6 +19,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -125,7 +127,7 @@ def environment(folder: Path) -> str:
 
 
 def compare(method: str, place: Path, folders: Sequence[Path], mergekit: str, repeats: int) -> None:
-    """Run each in turn, and print one line a contestant."""
+    """Run each in turn, and print one row a contestant."""
     file = recipe(method, folders, place / f"{method}.yaml")
     out = place / "out"
     ours = [sys.executable, "-m", "tunesmith", "merge", str(file), str(out)]
@@ -139,8 +141,25 @@ def compare(method: str, place: Path, folders: Sequence[Path], mergekit: str, re
     base = median(costs["mergekit"])
     for name, found in costs.items():
         cost = median(found)
-        ratio = f"{cost.cpu / base.cpu:8.3f}{cost.wall / base.wall:8.3f}{cost.memory / base.memory:8.3f}"
-        print(f"{method:<8}{name:<24}{cost.cpu:8.2f}{cost.wall:8.2f}{cost.memory:9.0f}{ratio}", flush=True)
+        figures = f"{cost.cpu:.2f} | {cost.wall:.2f} | {cost.memory:.0f}"
+        ratios = f"{cost.cpu / base.cpu:.3f} | {cost.wall / base.wall:.3f} | {cost.memory / base.memory:.3f}"
+        print(f"| {method} | {name} | {figures} | {ratios} |", flush=True)
+
+
+def heading(repeats: int) -> str:
+    """Date, machine and how busy it is, and the head of a Markdown table."""
+    busy = f"load {os.getloadavg()[0]:.1f} at the start"
+    about = f"{date.today()}, {processor()}, {os.cpu_count()} cores, {busy}, median of {repeats}"
+    columns = ("method", "", "CPU s", "wall s", "MB", "CPU ratio", "wall ratio", "MB ratio")
+    return f"{about}\n\n| {' | '.join(columns)} |\n|{' --- |' * len(columns)}"
+
+
+def processor() -> str:
+    """The processor's name, as far as the system tells it."""
+    about = Path("/proc/cpuinfo")
+    lines = about.read_text().splitlines() if about.is_file() else []
+    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(named, platform.machine())
 
 
 def main() -> None:
@@ -161,7 +180,7 @@ def main() -> None:
         # In a process of its own: what a process holds when it starts another counts as that one's peak memory.
         subprocess.run([sys.executable, __file__, "--make", str(place)], check=True)
         mergekit = options.mergekit or environment(place / "env")
-        print(f"{'method':<8}{'':<24}{'CPU s':>8}{'wall s':>8}{'MB':>9}{'ratios: CPU, wall, MB':>24}")
+        print(heading(options.repeats), flush=True)
         for method in options.methods:
             compare(method, place, folders, mergekit, options.repeats)
 

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from small_models import TOKENS, WIDTH, Tensors, model, read, recipe, tensors, three
 
 from tunesmith.core.problem import Problem
-from tunesmith.merge import layout
+from tunesmith.merge import engine, layout, ranks
 from tunesmith.merge.numbers import decode, encode, promoted
 from tunesmith.merge.verb import How, merge
 
@@ -184,6 +184,23 @@ def test_many_files_and_threads_give_the_same_bits(
     assert index.keys() == read(other).keys()
     assert all(torch.equal(value, read(other)[name]) for name, value in read(found).items())
     assert any(not torch.equal(value, read(another)[name]) for name, value in read(found).items())
+
+
+@pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16], ids=str)
+def test_what_is_kept_between_passes_is_what_the_files_hold(
+    kind: torch.dtype, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for seed in range(3):
+        model(tmp_path / f"m{seed}", tensors(seed, dtype=kind))
+    monkeypatch.setattr(layout, "BLOCK", 3 * WIDTH)
+    monkeypatch.setattr(ranks, "SAMPLE", 16)
+    value = two(base_model="m2", merge_method="ties", parameters={"weight": 0.5, "density": 0.4})
+    value["models"].append({"model": "m2"})
+    found = read(merge(recipe(tmp_path, value), tmp_path / "kept", FILES).folder)
+    monkeypatch.setattr(engine, "HELD", 0)
+    again = read(merge(recipe(tmp_path, value), tmp_path / "read", FILES).folder)
+    assert all(torch.equal(found[name], again[name]) for name in again)
+    assert any(not torch.equal(found[name], read(tmp_path / "m2")[name]) for name in again)
 
 
 def test_numbers_that_are_no_floats_are_copied_or_refused(tmp_path: Path) -> None:

@@ -13,10 +13,14 @@ from collections.abc import Sequence
 from typing import Any, ClassVar, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import Field
 
 from tunesmith.merge.methods import Array, Block, Each, MergeMethod
 from tunesmith.merge.products import combine
+
+Signs = NDArray[np.unsignedinteger[Any]]
+"""The sign at each place as a number's highest bit; the others are zero."""
 
 
 class DeltaMethod(MergeMethod):
@@ -95,23 +99,44 @@ def changed(block: Block, epsilon: float) -> tuple[list[Array], Array]:
     return parts, counts
 
 
-def majority(parts: Sequence[Array]) -> Array:
-    """The sign of the sum at each place: 1 or -1, and 1 where they cancel."""
+def majority(parts: Sequence[Array]) -> Signs:
+    """The sign of the sum at each place; where they cancel it is positive."""
     total = parts[0].copy()
     for part in parts[1:]:
         total += part
-    return np.copysign(1, total, out=total, dtype=total.dtype)
+    bits: Signs = total.view(f"u{total.itemsize}")
+    bits &= bits.dtype.type(1 << 8 * total.itemsize - 1)
+    return bits
 
 
-def agreeing(parts: Sequence[Array], sign: Array, weights: Sequence[float]) -> tuple[Array, Array]:
+def agreeing(parts: Sequence[Array], sign: Signs, weights: Sequence[float]) -> tuple[Array, Array]:
     """At each place the sum of what has this sign, and the sum of the weights of these.
 
     What is zero has no sign. The arrays are overwritten.
     """
-    merged, divisor = np.zeros_like(sign), np.zeros_like(sign)
-    for part, weight in zip(parts, weights, strict=True):
-        part *= sign
-        divisor += np.multiply(part > 0, weight, dtype=sign.dtype)
-        merged += np.maximum(part, 0, out=part)
-    merged *= sign
-    return merged, divisor
+    for part in parts:
+        _flip(part, sign)
+    divisor = _weight([part > 0 for part in parts], weights, parts[0].dtype)
+    merged, *others = (np.maximum(part, 0, out=part) for part in parts)
+    for part in others:
+        merged += part
+    return _flip(merged, sign), divisor
+
+
+def _flip(values: Array, sign: Signs) -> Array:
+    """Numbers times a sign, in place."""
+    bits = values.view(sign.dtype)
+    bits ^= sign
+    return values
+
+
+def _weight(masks: Sequence[NDArray[np.bool_]], weights: Sequence[float], kind: np.dtype[Any]) -> Array:
+    """The sum of the weights of what is there at each place; equal ones are counted, which is cheaper than adding."""
+    counts: dict[float, NDArray[Any]] = {}
+    for mask, weight in zip(masks, weights, strict=True):
+        count = counts.setdefault(weight, np.zeros(mask.shape, np.min_scalar_type(len(masks))))
+        count += mask.view(np.uint8)
+    total, *others = (np.multiply(count, weight, dtype=kind) for weight, count in counts.items())
+    for other in others:
+        total += other
+    return total

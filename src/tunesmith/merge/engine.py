@@ -13,9 +13,11 @@ import ctypes
 import hashlib
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -33,6 +35,9 @@ SPAN = 64
 """Blocks of a large piece that one thread takes at once, where its method needs nothing of the whole tensor."""
 
 MEGA = 1_000_000
+
+HELD = 64 * MEGA
+"""Bytes that go into one piece, up to which they are read once for all passes over it; each thread has as much."""
 
 Progress = Callable[[str, int, int], None]
 """Told what is done, how much of it, and how much there is."""
@@ -104,23 +109,39 @@ class Engine:
         """The jobs of a file, those of its largest pieces first, so that no thread is left with one at the end."""
         for piece in sorted(shard.pieces, key=lambda piece: -piece.bytes):
             count = piece.blocks
-            span = count if _measures(piece.method) else SPAN
+            span = count if measures(piece.method) else SPAN
             for first in range(0, max(count, 1), max(span, 1)):
                 yield Job(shard, piece, first, min(first + span, count))
 
     def _work(self, job: Job) -> None:
         piece = job.piece
-        known = self._known(piece)
-        for number in range(job.first, job.end):
-            if self._stopped:
-                return
-            bits = self._bits(piece, number, known)
-            job.shard.write(piece, piece.span(number)[0], bits)
-            self._tell(bits.nbytes)
+        with self._held(piece):
+            known = self._known(piece)
+            for number in range(job.first, job.end):
+                if self._stopped:
+                    return
+                bits = self._bits(piece, number, known)
+                job.shard.write(piece, piece.span(number)[0], bits)
+                self._tell(bits.nbytes)
+
+    @contextmanager
+    def _held(self, piece: Piece) -> Generator[None]:
+        """Keep what goes into a piece in memory where it is small, and its method goes over it more than once."""
+        parts = [(self.models[part.model], part.name) for part in piece.parts]
+        held = parts if measures(piece.method) and not piece.vocabulary else []
+        if sum(tensor.bytes for model, name in held if (tensor := model.tensor(name))) > HELD:
+            held = []
+        for model, name in held:
+            model.hold(name)
+        try:
+            yield
+        finally:
+            for model, name in held:
+                model.release(name)
 
     def _known(self, piece: Piece) -> Any:
         """What the method must know of the whole tensor; faults of the tensor are told with its name."""
-        if piece.method is None or not _measures(piece.method):
+        if piece.method is None or not measures(piece.method):
             return None
         try:
             return piece.method.measure(self._whole(piece))
@@ -158,10 +179,12 @@ class Engine:
         return found[0]
 
     def _whole(self, piece: Piece) -> Whole:
-        return Whole(piece.shape, piece.blocks, lambda number: self._block(piece, number))
+        pick = None if piece.vocabulary else partial(self._block, piece)
+        return Whole(piece.shape, piece.blocks, partial(self._block, piece), pick)
 
-    def _block(self, piece: Piece, number: int) -> Block:
-        read = self._aligned if piece.vocabulary else self._read
+    def _block(self, piece: Piece, number: int, step: int = 1) -> Block:
+        """A block, or every step-th element of it, flat."""
+        read = self._aligned if piece.vocabulary else self._read if step == 1 else partial(self._sample, step=step)
         found = [read(piece, place, number) for place in range(len(piece.parts))]
         base = None if piece.base is None else found.pop(piece.base)
         return Block(base, tuple(found), number, lambda model: generator(self.seed, piece.name, model, number))
@@ -169,6 +192,10 @@ class Engine:
     def _read(self, piece: Piece, place: int, number: int) -> Array:
         part = piece.parts[place]
         return self.models[part.model].read(part.name, *piece.span(number), piece.kind)
+
+    def _sample(self, piece: Piece, place: int, number: int, step: int) -> Array:
+        part = piece.parts[place]
+        return self.models[part.model].sample(part.name, *piece.span(number), step, piece.kind)
 
     def _aligned(self, piece: Piece, place: int, number: int) -> Array:
         """Rows of an embedding by the tokens of the merged vocabulary."""
@@ -216,5 +243,6 @@ def generator(seed: int, tensor: str, model: int, block: int) -> np.random.Gener
     return np.random.Generator(np.random.Philox(key=np.frombuffer(digest[:16], np.uint64)))
 
 
-def _measures(method: MergeMethod | None) -> bool:
+def measures(method: MergeMethod | None) -> bool:
+    """Whether a method goes over the whole tensor before it merges its blocks."""
     return method is not None and type(method).measure is not MergeMethod.measure

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from tunesmith import builtin
 from tunesmith.core.problem import Problem
-from tunesmith.merge.methods import Array
+from tunesmith.merge.methods import Array, thinned
 from tunesmith.merge.names import Name
 from tunesmith.merge.weights import Tensor, Weights
 from tunesmith.models.source import read_json
@@ -91,6 +91,20 @@ class Model:
         """Rows first to end of a tensor with the adapter's change, in `kind`."""
         rows = self.weights.read(self._stored(name), first, end, kind)
         return rows if self.adaption is None else self.adaption.apply(name, rows, first, end)
+
+    def sample(self, name: str, first: int, end: int, step: int, kind: type[np.floating[Any]]) -> Array:
+        """Every step-th number of rows first to end of a tensor with the adapter's change, flat, in `kind`."""
+        if self.adaption is None:
+            return self.weights.sample(self._stored(name), first, end, step, kind)
+        return thinned(self.read(name, first, end, kind), step)
+
+    def hold(self, name: str) -> None:
+        """Keep a tensor's stored numbers in memory, until they are released."""
+        self.weights.hold(self._stored(name))
+
+    def release(self, name: str) -> None:
+        """Let go of a tensor's stored numbers."""
+        self.weights.release(self._stored(name))
 
     def gather(self, name: str, rows: NDArray[np.intp], kind: type[np.floating[Any]]) -> Array:
         """Single rows of a tensor with the adapter's change, in `kind`."""

@@ -42,11 +42,11 @@ def promoted(types: set[str]) -> str:
 
 
 def decode(bits: Bits, stored: str, kind: type[np.floating[Any]]) -> Array:
-    """The numbers of stored bits, in `kind` (float32 or float64)."""
+    """The numbers of stored bits, in `kind` (float32 or float64); an array of their own, for methods overwrite it."""
     if stored == "BF16":
         wide = bits.astype(np.uint32)
         return np.left_shift(wide, 16, out=wide).view(np.float32).astype(kind, copy=False)
-    return bits.astype(kind, copy=False)
+    return bits.astype(kind)
 
 
 def encode(numbers: Array, stored: str) -> Bits:

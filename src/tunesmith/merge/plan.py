@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from tunesmith.merge.child import Child
+from tunesmith.merge.engine import HELD, measures
 from tunesmith.merge.layout import Piece
 from tunesmith.merge.numbers import WORDS
 from tunesmith.merge.output import ShardFile
@@ -103,6 +104,8 @@ def memory_of(pieces: Sequence[Piece], threads: int) -> int:
 
 
 def _memory(piece: Piece) -> int:
-    """Bytes of one block at work."""
+    """Bytes of one block at work, and of the stored numbers that are kept for all passes over the piece."""
     row = math.prod(piece.shape[1:]) if len(piece.shape) > 1 else max((*piece.shape, 1))
-    return piece.block_rows * row * np.dtype(piece.kind).itemsize * (len(piece.parts) + COPIES)
+    stored = piece.bytes * len(piece.parts) if measures(piece.method) else 0
+    kept = stored if stored <= HELD else 0
+    return piece.block_rows * row * np.dtype(piece.kind).itemsize * (len(piece.parts) + COPIES) + kept

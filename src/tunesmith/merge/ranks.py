@@ -138,10 +138,10 @@ def _samples(whole: Whole, look: Look, lanes: int, size: int) -> list[Array | No
         return [None] * lanes
     step = size // SAMPLE | 1  # odd, so that it meets every column of a tensor whose rows are a power of two long
     parts: list[list[Array]] = [[] for _ in range(lanes)]
-    for block in whole:
+    for block in whole.every(step):
         for part, values in zip(parts, look(block), strict=True):
             if values is not None:
-                part.append(values.reshape(-1)[::step].copy())
+                part.append(values)
     return [np.sort(np.concatenate(part)) if part else None for part in parts]
 
 
@@ -184,7 +184,7 @@ class _Probe:
         under = values < self.low
         self.below += int(np.count_nonzero(under))
         np.logical_or(under, values > self.high, out=under)
-        near = values[np.logical_not(under, out=under)]
+        near = values.compress(np.logical_not(under, out=under))
         self.at_low.append(int(np.count_nonzero(near == self.low)))
         self.at_high.append(int(np.count_nonzero(near == self.high)) if self.high > self.low else 0)
         self.inside.append(near[(near > self.low) & (near < self.high)])

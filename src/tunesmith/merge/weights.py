@@ -102,14 +102,32 @@ class Weights:
         self.folder = folder
         self.files = [_open(path) for path in _paths(folder)]
         self.tensors: dict[str, Tensor] = {}
+        self._held: dict[str, Bits] = {}
         for file in self.files:
             self.tensors |= _header(file)
 
     def read(self, name: str, first: int, end: int, kind: type[np.floating[Any]]) -> Array:
         """Rows first to end of a tensor, in `kind`."""
         tensor = self.tensors[name]
-        numbers = decode(tensor.bits(first, end), tensor.stored, kind)
+        numbers = decode(self.bits(name, first, end), tensor.stored, kind)
         return numbers.reshape((end - first, *tensor.shape[1:]) if len(tensor.shape) > 1 else tensor.shape)
+
+    def sample(self, name: str, first: int, end: int, step: int, kind: type[np.floating[Any]]) -> Array:
+        """Every step-th number of rows first to end of a tensor, flat, in `kind`."""
+        return decode(self.bits(name, first, end)[::step], self.tensors[name].stored, kind)
+
+    def bits(self, name: str, first: int, end: int) -> Bits:
+        """The stored bits of rows first to end of a tensor, flat; not to be written to."""
+        tensor, held = self.tensors[name], self._held.get(name)
+        return tensor.bits(first, end) if held is None else held[first * tensor.row_numbers : end * tensor.row_numbers]
+
+    def hold(self, name: str) -> None:
+        """Keep a tensor's bits in memory, until they are released, since it will be read more than once."""
+        self._held[name] = self.tensors[name].bits(0, self.tensors[name].rows)
+
+    def release(self, name: str) -> None:
+        """Let go of a tensor's bits."""
+        self._held.pop(name, None)
 
     def gather(self, name: str, rows: NDArray[np.intp], kind: type[np.floating[Any]]) -> Array:
         """Single rows of a tensor by their numbers, in `kind`."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from enum import StrEnum
 from pathlib import Path
@@ -22,7 +23,7 @@ Examples:
 A recipe is mergekit's YAML. No model is ever whole in memory; the folder
 appears when it is complete and proven. A merge that was stopped goes on
 where it was when it is started again. `tunesmith explain merge` lists the
-methods."""
+methods. A recipe with experts (mergekit-moe's YAML) makes a mixture of them."""
 
 
 class Proofs(StrEnum):
@@ -48,9 +49,11 @@ def merge(
         typer.Option("--proof", help="full loads the result and computes logits; files reads its files back only."),
     ] = Proofs.full,
 ) -> None:
-    """Merge models by a recipe, tensor by tensor: soups, SLERP, TIES, DARE and more, and stacks of layers."""
+    """Merge models by a recipe, tensor by tensor: soups, SLERP, TIES, DARE and more, stacks of layers, experts."""
     # The methods' dot products are small: threads of the linear algebra library would only wait for each other.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    # Libraries make objects by the hundred thousand and hardly a cycle: to look for some took a tenth of a short merge.
+    gc.set_threshold(100_000)
     from tunesmith.cli.progress import Counting
     from tunesmith.merge.verb import How
     from tunesmith.merge.verb import merge as melt
@@ -64,7 +67,8 @@ def merge(
         return
     with Counting() as counting:
         done = melt(recipe, output, how, counting.hear)
-    for line in (*([f"kept from an earlier start: {', '.join(done.kept)}"] if done.kept else []), *done.proof.lines):
+    kept = [f"kept from an earlier start: {', '.join(done.kept)}"] if done.kept else []
+    for line in (*kept, *done.proof.lines, *done.notes):
         screen.say(line)
     screen.say(f"merged model: {done.folder}")
     screen.say()

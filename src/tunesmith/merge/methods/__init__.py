@@ -58,16 +58,32 @@ class Block:
 class Whole:
     """A whole tensor, read block by block as often as one iterates over it.
 
-    shape: of the merged tensor; blocks: how many there are.
+    shape: of the merged tensor; blocks: how many there are; pick: reads every so manieth element of a block, flat,
+    where that is cheaper than to read the block.
     """
 
     shape: tuple[int, ...]
     blocks: int
     read: Callable[[int], Block]
+    pick: Callable[[int, int], Block] | None = None
 
     def __iter__(self) -> Iterator[Block]:
         """The blocks in their order."""
         return (self.read(number) for number in range(self.blocks))
+
+    def every(self, step: int) -> Iterator[Block]:
+        """Every step-th element of each block, from its first, flat."""
+        return ((self.pick or self._thinned)(number, step) for number in range(self.blocks))
+
+    def _thinned(self, number: int, step: int) -> Block:
+        block = self.read(number)
+        base = None if block.base is None else thinned(block.base, step)
+        return Block(base, tuple(thinned(tensor, step) for tensor in block.tensors), number, block.draw)
+
+
+def thinned(array: Array, step: int) -> Array:
+    """Every step-th element, flat, in an array of its own."""
+    return array.reshape(-1)[::step].copy()
 
 
 class MergeMethod(Plugin):

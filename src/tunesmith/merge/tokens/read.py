@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any, cast
 
 from tunesmith.core.problem import Problem
-from tunesmith.data.codec_parts import backend_of_folder
 from tunesmith.models.source import read_json
 
 WAY_OUT = "Set tokenizer_source: base (or union, or a model's name), so that embeddings are moved by token"
@@ -71,6 +70,8 @@ class Tokens:
             known = {text for text, _ in pieces(data)} | {token["content"] for token in data["added_tokens"]}
             if known.issuperset(_named(self.config)):
                 return data
+        from tunesmith.data.codec_parts import backend_of_folder  # with all that renders templates
+
         return json.loads(backend_of_folder(self.folder).to_str())
 
     @cached_property
