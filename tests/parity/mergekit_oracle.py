@@ -2,6 +2,7 @@
 
     FOLDER/cases.json, FOLDER/inputs.safetensors ─▶ FOLDER/outputs.safetensors      tensors, one case each
     FOLDER/recipes/NAME.yaml                     ─▶ FOLDER/merged/NAME/             whole models
+    FOLDER/experts/NAME.yaml                     ─▶ FOLDER/mixed/NAME/              mixtures of experts
 
 The variable MERGEKIT_PYTHON names a Python in whose environment mergekit 0.1.5 is installed; without it the tests skip.
 """
@@ -41,6 +42,8 @@ def main(folder: Path) -> None:
         merge_tensors(folder)
     for recipe in sorted(folder.glob("recipes/*.yaml")):
         merge_models(recipe, folder / "merged" / recipe.stem)
+    for recipe in sorted(folder.glob("experts/*.yaml")):
+        mix_models(recipe, folder / "mixed" / recipe.stem)
 
 
 def merge_tensors(folder: Path) -> None:
@@ -76,6 +79,25 @@ def merge_models(recipe: Path, out: Path) -> None:
     config = MergeConfiguration.model_validate(yaml.safe_load(recipe.read_text()))
     options = MergeOptions(lora_merge_cache=str(out.parent / "adapters"), quiet=True)
     run_merge(config, str(out), options)
+
+
+def mix_models(recipe: Path, out: Path) -> None:
+    """Make a mixture of experts; prompts are run in float32, so that rounding to bfloat16 hides nothing."""
+    import torch
+    import yaml
+    from mergekit.moe import router
+    from mergekit.moe.config import MoEMergeConfig
+    from mergekit.options import MergeOptions
+    from mergekit.scripts.moe import build
+
+    load = router.AutoModelForCausalLM.from_pretrained
+    router.AutoModelForCausalLM.from_pretrained = lambda *names, **options: load(
+        *names, **{**options, "torch_dtype": torch.float32}
+    )
+    try:
+        build(MoEMergeConfig.model_validate(yaml.safe_load(recipe.read_text())), str(out), MergeOptions(quiet=True))
+    finally:
+        router.AutoModelForCausalLM.from_pretrained = load
 
 
 if __name__ == "__main__":

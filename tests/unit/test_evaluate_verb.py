@@ -245,3 +245,20 @@ def test_faults_of_settings(metrics: list[Any], fault: str) -> None:
 
     with pytest.raises(Problem, match=fault):
         parse(Settings, {"metrics": metrics}, "settings")
+
+
+def test_others_stand_beside_on_the_same_rows(labelled_run: str, model: Path, tmp_path: Path) -> None:
+    data = [DataSpec(path=write(tmp_path / "rows.jsonl", reviews(20)), prompt="Review: {text}")]
+    results = evaluate(str(model), data, Settings(beside=(labelled_run,)))
+    assert results.columns[:2] == ("model", labelled_run)
+    alone = evaluate(labelled_run, data, Settings(against="nothing"))
+    for section, own in zip(results.sections, alone.sections, strict=True):
+        for row, expected in zip(section.table, own.table, strict=True):
+            assert row.figures[labelled_run] == expected.figures["tuned"]
+    assert any(f"{labelled_run} in perplexity" in sentence for sentence in results.findings)
+
+
+def test_a_model_stands_there_once(model: Path, tmp_path: Path) -> None:
+    data = [DataSpec(path=write(tmp_path / "rows.jsonl", reviews(4)))]
+    with pytest.raises(Problem, match="stands there twice"):
+        evaluate(str(model), data, Settings(beside=(str(model),)))

@@ -34,6 +34,8 @@ class Settings(Options):
     """Rows that the model learned from, for the baselines and the set of labels; a run knows its own."""
     against: Literal["base", "nothing"] = "base"
     """Measure a tuned model beside its base, or alone."""
+    beside: tuple[str, ...] = ()
+    """Further runs, adapters or models that are measured on the same rows, a column each."""
     samples: Annotated[int, Field(ge=0)] = 5
     """How many of the best and of the worst rows are shown."""
     tokens_per_batch: Positive = 8192
@@ -47,7 +49,7 @@ class Settings(Options):
     seed: int = 0
     """Which rows are drawn, and how intervals are."""
 
-    @field_validator("metrics", mode="before")
+    @field_validator("metrics", "beside", mode="before")
     @classmethod
     def _one_is_a_list(cls, value: Any) -> Any:
         return (value,) if isinstance(value, (str, dict)) else value

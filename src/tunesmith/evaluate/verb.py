@@ -1,7 +1,7 @@
 """Evaluate: a run, an adapter or a model on rows that it has not learned from, base against tuned in one table.
 
-    target ─▶ columns (base, tuned)   ┐
-    data   ─▶ material ─▶ tasks       ┴─▶ each task measures each column ─▶ sections, findings ─▶ Results
+    target, beside ─▶ columns (base, tuned, others)   ┐
+    data           ─▶ material ─▶ tasks               ┴─▶ each task measures each column ─▶ sections ─▶ Results
 
 Data is read and turned into tokens before any weight is loaded, so its faults come first.
 """
@@ -9,10 +9,12 @@ Data is read and turned into tokens before any weight is loaded, so its faults c
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
+from tunesmith.core.problem import Problem
 from tunesmith.core.run import DataSpec
 from tunesmith.data.tokenizer import Codec
 from tunesmith.evaluate.choosing import Chooser
@@ -24,7 +26,7 @@ from tunesmith.evaluate.scoring import Progress, Scorer, silent
 from tunesmith.evaluate.settings import Settings
 from tunesmith.evaluate.subject import Subject
 from tunesmith.evaluate.tasks import Bench, Task
-from tunesmith.evaluate.verdict import BASE, MODEL, TUNED, findings, table
+from tunesmith.evaluate.verdict import BASE, MODEL, TUNED, beside, findings, table
 from tunesmith.generate.opened import Opened
 
 
@@ -45,21 +47,63 @@ def evaluate(
     """
     subject = Subject.of(target, settings)
     codec = subject.codec()
+    names = _named_once(target, settings.beside)
     material = subject.material(data, base, codec, listen)
     chooser = Chooser(codec, settings, subject.context, subject.head, subject.rules, listen)
     tasks = chooser.tasks(material)
-    outcomes: dict[int, dict[str, Outcome]] = {number: {} for number in range(len(tasks))}
+    measured = [Measured(subject, codec, tasks), *(_beside(name, subject, tasks, material, chooser) for name in names)]
+    outcomes: list[dict[str, Outcome]] = [{} for _ in tasks]
+    for each in measured:
+        each.measure(outcomes, listen)
+    for found, task in zip(outcomes, tasks, strict=True):
+        found |= task.others(settings.seed, listen)
+    return _results(subject, material, codec, list(zip(tasks, outcomes, strict=True)))
 
-    def measure(column: str, opened: Opened) -> None:
-        scorer = Scorer(opened.policy(), settings.tokens_per_batch, _headed(listen, column))
-        bench = Bench(column, opened, codec, scorer, settings.seed)
-        for number, task in enumerate(tasks):
-            outcomes[number][column] = task.measure(bench)
 
-    subject.each(measure)
-    for number, task in enumerate(tasks):
-        outcomes[number] |= task.others(settings.seed, listen)
-    return _results(subject, material, codec, list(zip(tasks, outcomes.values(), strict=True)))
+@dataclass(frozen=True)
+class Measured:
+    """A subject with its tasks. column: what it is called where it stands beside another."""
+
+    subject: Subject
+    codec: Codec
+    tasks: Sequence[Task]
+    column: str | None = None
+
+    def measure(self, outcomes: Sequence[dict[str, Outcome]], listen: Progress) -> None:
+        """Add what each task finds of each of its models."""
+        settings = self.subject.settings
+
+        def measure(column: str, opened: Opened) -> None:
+            column = self.column or column
+            scorer = Scorer(opened.policy(), settings.tokens_per_batch, _headed(listen, column))
+            bench = Bench(column, opened, self.codec, scorer, settings.seed)
+            for found, task in zip(outcomes, self.tasks, strict=True):
+                found[column] = task.measure(bench)
+
+        self.subject.each(measure)
+
+
+def _beside(name: str, first: Subject, tasks: Sequence[Task], material: Material, chooser: Chooser) -> Measured:
+    """Another subject with the same tasks over the same rows, in its own tokens.
+
+    Raises:
+        Problem: it cannot be used, or it cannot read the same rows.
+    """
+    subject = Subject.of(name, first.settings.model_copy(update={"against": "nothing"}))
+    codec = subject.codec()
+    own = replace(chooser, codec=codec, context=subject.context, head=subject.head).tasks(material)
+    if [(task.name, task.cases) for task in own] != [(task.name, task.cases) for task in tasks]:
+        what = f"does not read the same rows as {first.target}: its head, its context or its template differs"
+        raise Problem(name, what, "Measure it by itself, or leave out the rows that are too long for one of them")
+    return Measured(subject, codec, own, name)
+
+
+def _named_once(target: str, names: Sequence[str]) -> Sequence[str]:
+    taken = [target, BASE, TUNED, MODEL]
+    for number, name in enumerate(names):
+        if name in (*taken, *names[:number]):
+            raise Problem("evaluate.beside", f"{name!r} stands there twice", "Name each model once")
+    return names
 
 
 def _headed(listen: Progress, column: str) -> Progress:
@@ -74,7 +118,7 @@ def _results(
     found: list[str] = []
     for task, outcomes in measured:
         rows = table(outcomes, settings.seed)
-        found += findings(rows, outcomes, settings.seed)
+        found += [*findings(rows, outcomes, settings.seed), *beside(outcomes, settings.beside, settings.seed)]
         best, worst = samples(task, outcomes, settings.samples)
         confusion = {column: outcome.confusion for column, outcome in outcomes.items() if outcome.confusion}
         sections.append(Section(task.name, len(task.cases), rows, task.notes, confusion, best, worst))

@@ -35,6 +35,23 @@ def findings(rows: Sequence[Row], outcomes: Mapping[str, Outcome], seed: int = 0
     return found
 
 
+def beside(outcomes: Mapping[str, Outcome], names: Sequence[str], seed: int = 0) -> list[str]:
+    """How the model stands against others on the same rows, by the first measure."""
+    model = next((column for column in (TUNED, MODEL) if column in outcomes), None)
+    if model is None:
+        return []
+    own = outcomes[model].measures[0]
+    return [_against_other(own, model, name, outcomes[name].measures[0], seed) for name in names if name in outcomes]
+
+
+def _against_other(own: Measure, model: str, name: str, other: Measure, seed: int) -> str:
+    figures = f"{cell(own.figure, own.shown)} against {cell(other.figure, other.shown)}"
+    word = "" if own.gains is None or other.gains is None else _word(gain(other.gains, own.gains, seed))
+    if word in ("better", "worse"):
+        return f"The {model} model is {word} than {name} in {own.name}: {figures}."
+    return f"{own.figure.n} rows show no clear difference of the {model} model to {name} in {own.name}: {figures}."
+
+
 def _row(measure: Measure, outcomes: Mapping[str, Outcome], seed: int) -> Row:
     found = {column: _named(outcome, measure.name) for column, outcome in outcomes.items()}
     figures = {column: own.figure for column, own in found.items() if own is not None}

@@ -19,6 +19,7 @@ Examples:
   tunesmith evaluate runs/mine
   tunesmith evaluate runs/mine --data test.jsonl --generate 50
   tunesmith evaluate Qwen/Qwen3-0.6B --data rows.jsonl --prompt "Good? {text}"
+  tunesmith evaluate merged --beside parent-1 --beside parent-2 --data rows.jsonl
   tunesmith evaluate runs/mine --generate 50 sampling.max_tokens=64
 
 Without --data, a run is measured on the rows that it set aside. Every
@@ -48,6 +49,10 @@ def evaluate(
         list[str] | None,
         typer.Option("--metric", help="What written answers are scored by: a name, or your own FILE.py."),
     ] = None,
+    beside: Annotated[
+        list[str] | None,
+        typer.Option("--beside", help="Another run, adapter or model, measured on the same rows as a further column."),
+    ] = None,
     max_rows: Annotated[int, typer.Option("--max-rows", min=1, help="Measure at most so many rows of --data.")] = 500,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="The folder for results; by default in the run folder.")
@@ -57,7 +62,7 @@ def evaluate(
     from tunesmith.core.run import DataSpec
 
     specs = [DataSpec(path=path, prompt=prompt) for path in data or ()]
-    value: dict[str, Any] = {"generate": generate, "max_rows": max_rows}
+    value: dict[str, Any] = {"generate": generate, "max_rows": max_rows, "beside": beside or []}
     settings = _settings(value | ({"metrics": [_metric(name) for name in metric]} if metric else {}), changes or [])
     from tunesmith.cli.progress import Counting
     from tunesmith.evaluate.verb import evaluate as measure

@@ -116,12 +116,17 @@ class MixtureRecipe:
 
 
 def is_mixture(path: Path) -> bool:
-    """Whether a file is a recipe of experts.
+    """Whether a file is a recipe of experts; one that is no YAML, or several documents, is none.
 
     Raises:
         Problem: it cannot be read.
     """
-    return any(line.startswith("experts:") for line in read_text(path).splitlines())
+    text = read_text(path)
+    try:
+        value, _ = parse_yaml(text, str(path))
+    except Problem:  # told with its place by whoever reads it as another recipe
+        return False
+    return isinstance(value, Mapping) and "experts" in value
 
 
 def read_mixture(path: Path) -> MixtureRecipe:
