@@ -2,7 +2,7 @@
 
     python benchmarks/memory.py [--hidden 768 --layers 12 --tokens 2048] [NAME …]
 
-Each row is two processes of tunesmith: `plan`, and three steps of `train`, whose record holds the peak of its resident
+Each row is two processes of tunesmith: `plan`, and two steps of `train`, whose record holds the peak of its resident
 memory. The model has random weights in the shape of a Llama; nothing of it is downloaded. Prints a table in Markdown.
 """
 
@@ -51,6 +51,7 @@ SUBJECTS: dict[str, dict[str, Any]] = {
     "LoRA-FA": {"method": {"lora_fa": {"rank": 16}}},
     "LoRA, recomputed": {"method": {"lora": {"rank": 16}}, "train": {"checkpoint_activations": "on"}},
     "QLoRA (nf4)": {"method": {"lora": {"rank": 16}}, "model": {"quantize": "nf4"}},
+    "LoRA over int8": {"method": {"lora": {"rank": 16}}, "model": {"quantize": "int8"}},
     "prefix": {"method": {"prefix": {}}},
     "prompt": {"method": {"prompt": {}}},
     "bitfit norms": {"method": {"bitfit": {"parts": "norms"}}},
@@ -98,11 +99,11 @@ def run_file(where: Path, subject: dict[str, Any], tokens: int, row: int, name: 
         "optimizer": subject.get("optimizer", "adamw"),
         "validation": {"fraction": 0},
         "train": {
-            "steps": 3,
+            "steps": 2,
             "tokens_per_step": tokens,
             "tokens_per_batch": tokens,
             "max_tokens": row,
-            "over_long": "cut",
+            "over_long": "truncate",
             "checkpoint_activations": "off",
             "checkpoint_every": 1000,
             "listeners": [],
@@ -128,10 +129,10 @@ def tunesmith(*words: object) -> str:
 def planned(text: str) -> tuple[float, list[str]]:
     """Gigabytes in all, and the lines of the memory section, from what `plan` prints."""
     section = text.partition("\nmemory\n")[2].partition("\n\n")[0]
-    total = re.search(r"in all\s+([\d.]+) GB", section)
+    total = re.search(r"in all\s+([\d.]+) (GB|MB)", section)
     if total is None:
         raise RuntimeError(f"no total in the plan:\n{text}")
-    return float(total.group(1)), section.splitlines()
+    return float(total.group(1)) / (1 if total.group(2) == "GB" else 1000), section.splitlines()
 
 
 def measured(folder: Path) -> float:

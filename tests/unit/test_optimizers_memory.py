@@ -17,6 +17,7 @@ from tunesmith.models.attention import NAME
 from tunesmith.models.forest import Batch, plant
 from tunesmith.models.policy import Policy
 from tunesmith.optimizers import OptimizerSpec, named
+from tunesmith.train.rehearsal import Place
 from tunesmith.train.survey import Memory, survey
 
 SIZES = {"num_hidden_layers": 8, "hidden_size": 64, "intermediate_size": 128, "head_dim": 16}
@@ -42,7 +43,7 @@ def kept(model: nn.Module, batch: Batch) -> int:
 def planned(spec: OptimizerSpec, method: Method) -> Memory:
     with torch.device("meta"):
         outline = tiny.model("llama", **SIZES)
-    return survey(outline, method, spec, dtype=torch.float32, tokens=256, row=64, checkpointing=False).memory
+    return survey(outline, method, spec, place=Place(), tokens=256, row=64, checkpointing=False).memory
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, PreTrainedModel
 
 from tunesmith.cli import __main__ as entry
 from tunesmith.cli import screen
+from tunesmith.core.plugins import build
 from tunesmith.core.problem import Problem
 from tunesmith.core.records import Chat, Message, Text
 from tunesmith.core.run import DataSpec, ModelSpec
@@ -29,12 +30,13 @@ from tunesmith.generate.engines.local import Local, LocalAnswers
 from tunesmith.generate.opened import open_model
 from tunesmith.generate.sampling import Sampling
 from tunesmith.merge.fold import fold
+from tunesmith.methods import Method
 from tunesmith.models.forest import plant
 from tunesmith.models.load import skeleton
 from tunesmith.models.policy import Policy
 from tunesmith.models.source import find
 from tunesmith.train.plan import plan
-from tunesmith.train.survey import _counting, _saved_bytes
+from tunesmith.train.rehearsal import Place, rehearse
 
 PROMPTS = ["hello", "Be kind.\nthe thing in the thing, and a longer question", "in the thing", "你好吗?"]
 ASKS: list[Ask] = [
@@ -191,9 +193,18 @@ def saved_bytes(model: PreTrainedModel, rows: list[Any]) -> int:
     """Bytes that autograd really keeps for a batch."""
     own = {weight.untyped_storage()._cdata for weight in (*model.parameters(), *model.buffers())}
     batch = plant(rows)
-    with _counting(own) as kept:
-        Policy(model, forest=False).hidden(batch, batch.targets.source, batch.targets.row)
-        return sum(storage.nbytes() for storage in kept.values())
+    kept: dict[int, torch.UntypedStorage] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in own:
+            kept[storage._cdata] = storage
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        loss = Policy(model, forest=False).logprobs(batch).sum()
+    assert loss.requires_grad
+    return sum(storage.nbytes() for storage in kept.values())
 
 
 def test_the_plan_counts_what_is_kept(base: Path) -> None:
@@ -204,7 +215,9 @@ def test_the_plan_counts_what_is_kept(base: Path) -> None:
     model = AutoModelForSeq2SeqLM.from_pretrained(base).train()
     empty = skeleton(find(str(base))).train()
     rows = tiny.sides_rows()[:1] * 3 + [tiny.sides_rows()[3]]
-    counted = _saved_bytes(empty, empty, plant(rows).to(torch.device("meta")))
+    full = build("method", "full")
+    assert isinstance(full, Method)
+    counted = rehearse(empty, empty, full, plant(rows), Place()).kept
     kept = saved_bytes(model, rows)
     assert 0.99 * kept <= counted <= 1.15 * kept
 

@@ -178,7 +178,7 @@ class Batch:
         """[N] for each token the length of the tree it stands in."""
         roots = [s.start for s in self.segments if s.parent is None] + [len(self)]
         sizes = torch.tensor([stop - start for start, stop in pairwise(roots)])
-        return torch.repeat_interleave(sizes, sizes).to(self.tokens.device)
+        return torch.repeat_interleave(sizes, sizes, output_size=len(self)).to(self.tokens.device)
 
     def path(self, segment: int) -> Tensor:
         """The tokens from the root to the end of a segment."""

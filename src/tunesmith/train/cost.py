@@ -16,6 +16,7 @@ from tunesmith.models.device import choose
 from tunesmith.models.load import skeleton
 from tunesmith.models.source import find
 from tunesmith.optimizers import OptimizerSpec
+from tunesmith.train.rehearsal import Place
 from tunesmith.train.survey import Shape, survey
 
 
@@ -37,13 +38,13 @@ def costs(model: str, methods: Sequence[str], optimizer: str = "adamw", *, token
         Problem: the model cannot be found or built.
     """
     found = find(model)
-    dtype = choose("auto", "float32").dtype
+    place = Place(choose("auto", "float32").device)
     spec = cast(OptimizerSpec, build("optimizer", optimizer))
     out: list[Cost] = []
     for name in methods:
         method = cast(Method, build("method", name)).outline()
         try:
-            shape = survey(skeleton(found), method, spec, dtype=dtype, tokens=tokens, row=row, checkpointing=False)
+            shape = survey(skeleton(found), method, spec, place=place, tokens=tokens, row=row, checkpointing=False)
             out.append(Cost(name, shape))
         except Problem as problem:
             out.append(Cost(name, None, problem.what))

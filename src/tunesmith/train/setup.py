@@ -23,6 +23,7 @@ from torch.optim import Optimizer
 from tunesmith.core.events import Event
 from tunesmith.core.problem import Problem
 from tunesmith.core.run import Run
+from tunesmith.data.pack import pack
 from tunesmith.data.prepare import Prepared, prepare
 from tunesmith.data.store import TokenStore
 from tunesmith.data.stream import Pace, Stream
@@ -39,6 +40,7 @@ from tunesmith.objectives import Objective
 from tunesmith.optimizers import OptimizerSpec, named
 from tunesmith.train.checkpoint import Learned
 from tunesmith.train.fit import check_fit, check_held, check_reference, check_sides
+from tunesmith.train.rehearsal import Place
 from tunesmith.train.steps import StoredSteps, precompute
 from tunesmith.train.survey import Shape, survey
 from tunesmith.train.world import World
@@ -200,13 +202,21 @@ def shape(inputs: Inputs, checkpointing: bool) -> Shape:
         skeleton(inputs.found, inputs.objective.head),
         inputs.method.outline(),
         inputs.optimizer,
-        dtype=place.choice.dtype,
+        place=Place(place.choice.device, place.choice.dtype, run.model.attention != "padded"),
         held=place.held,
         tokens=max(rows, min(run.train.tokens_per_batch, int(inputs.prepared.train.lengths.sum()))),
         row=rows,
         answer=_answer_share(inputs.prepared.train),
         checkpointing=checkpointing,
+        accumulates=_accumulates(inputs),
     )
+
+
+def _accumulates(inputs: Inputs) -> bool:
+    """Whether a step, of the first few, has more than one micro-batch."""
+    lengths, budget = inputs.prepared.train.lengths, inputs.run.train.tokens_per_batch
+    steps = (inputs.stream.rows_of_step(step) for step in range(min(inputs.total, LEAST_STEPS)))
+    return any(len(pack([int(lengths[number]) for number in rows], budget)) > 1 for rows in steps)
 
 
 def _answer_share(rows: TokenStore) -> float:

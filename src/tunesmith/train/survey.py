@@ -1,8 +1,9 @@
 """What a run takes, counted before any weight is loaded: parameters, memory by component, disk.
 
-Weights, gradients and optimizer state follow from shapes, found on a model without memory (meta device). What a
-backward pass keeps is counted exactly there too: the model's own forward runs on meta tensors, and every tensor that
-autograd saves is added up.
+Weights and optimizer state follow from shapes, found on a model without memory (meta device). What a micro-batch holds
+beside them is counted by rehearsing it on such shapes (rehearsal): activations, gradients, and what passes.
+
+    total = weights + what learns + optimizer + libraries + the most of (activations + gradients + what passes)
 """
 
 from __future__ import annotations
@@ -11,12 +12,10 @@ import math
 import shutil
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import accumulate
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -29,16 +28,26 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from tunesmith.core.problem import Problem
 from tunesmith.core.rows import Piece, TokenRow
 from tunesmith.methods import Method, hold_in, trainable
-from tunesmith.models.attention import NAME
 from tunesmith.models.device import memory_bytes
 from tunesmith.models.forest import Batch, plant
-from tunesmith.models.heads import CHUNK_NUMBERS
-from tunesmith.models.policy import Policy
 from tunesmith.models.quantize import Held, saved_bytes, written_bytes
 from tunesmith.optimizers import OptimizerSpec, named
+from tunesmith.train.rehearsal import Place, rehearse
 
-LIBRARIES_BYTES = 700_000_000
-"""What Python, torch and transformers take before the first weight, seen on Linux."""
+LIBRARIES_BYTES = 580_000_000
+"""What Python (9 MB), torch (216), transformers, PEFT and the quantisers they find (322), tunesmith and its data (33)
+take before the first weight, measured on Linux."""
+
+
+NAMES = {
+    "weights": "weights of the model",
+    "learns": "of these or beside them: what learns",
+    "gradients": "gradients beside the activations",
+    "optimizer": "optimizer state",
+    "activations": "activations of the largest micro-batch",
+    "passing": "what passes, such as logits of a chunk",
+    "libraries": "Python and libraries",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,24 +59,21 @@ class Memory:
     gradients: int
     optimizer: int
     activations: int
-    head: int
+    passing: int
     libraries: int = LIBRARIES_BYTES
 
     @property
     def total(self) -> int:
         return sum(getattr(self, name) for name in self.__slots__)
 
+    @property
+    def largest(self) -> tuple[str, str]:
+        """The component that takes the most, with its figure."""
+        return self.lines()[max(range(len(NAMES)), key=lambda number: getattr(self, list(NAMES)[number]))]
+
     def lines(self) -> list[tuple[str, str]]:
-        names = {
-            "weights": "weights of the model",
-            "learns": "of these or beside them: what learns",
-            "gradients": "gradients",
-            "optimizer": "optimizer state",
-            "activations": "activations of the largest micro-batch",
-            "head": "logits of one chunk",
-            "libraries": "Python and libraries",
-        }
-        return [(text, gigabytes(getattr(self, name))) for name, text in names.items()]
+        """Each component in words, with its figure."""
+        return [(text, gigabytes(getattr(self, name))) for name, text in NAMES.items()]
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,45 +93,49 @@ def survey(
     method: Method,
     optimizer: OptimizerSpec,
     *,
-    dtype: torch.dtype,
+    place: Place,
     tokens: int,
     row: int,
     answer: float = 1.0,
     checkpointing: bool,
+    accumulates: bool = True,
     held: Held | None = None,
 ) -> Shape:
     """Count a model on the meta device under a method.
 
-    model: a skeleton; dtype: number type of the frozen weights; tokens: those of the largest micro-batch; row: those
-    of its longest row; answer: the share of these that an encoder-decoder's decoder reads; checkpointing: whether
-    activations are recomputed; held: how the base is quantised.
+    model: a skeleton; place: device and number type; tokens: those of the largest micro-batch; row: those of its
+    longest row; answer: the share of these that an encoder-decoder's decoder reads; checkpointing: whether activations
+    are recomputed; accumulates: whether a step has several micro-batches; held: how the base is quantised.
     """
     whole = sum(weight.numel() for weight in model.parameters())
-    kind = optimizer.holds if method.changes_base else dtype
+    kind = optimizer.holds if method.changes_base else place.dtype
     model = model.to(dtype=kind)  # type: ignore[call-arg]
     spared, written = (saved_bytes(model, held, kind), written_bytes(model, held, kind)) if held else (0, 0)
     trained = method.apply(model)
+    if checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+        model.enable_input_require_grads()
     hold_in(trained, optimizer.holds)
     trained.train()
     sides = model.config.is_encoder_decoder
     layers = _layers(model) if sides else model.config.get_text_config().num_hidden_layers
-    batch = _forest(tokens, row, answer if sides else 0.0)
     shapes = {name: weight.shape for name, weight in trainable(trained).items()}
     learns = sum(shape.numel() for shape in shapes.values())
     frozen = sum(w.numel() * w.element_size() for w in trained.parameters() if not w.requires_grad)
     parts = learned_parts(trained)
     optimizer.heaviest_step(optimizer.build(named(method.groups(trained, optimizer.lr), trained)))
-    activations = _saved_bytes(model, trained, batch)
-    if checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
-        activations = activations // layers + _saved_bytes(model, trained, batch)
+    batch = _forest(tokens, row, answer if sides else 0.0)
+    found = rehearse(model, trained, method, batch, place, accumulates=accumulates)
+    gradients, passing = optimizer.gradient_bytes(shapes), found.passing + written
+    if not accumulates:  # all of them are there at the end of the backward pass, when the activations are gone
+        gradients = min(gradients, max(found.gradients, gradients - found.kept - passing))
     memory = Memory(
         weights=frozen - spared,
         learns=optimizer.holds.itemsize * learns,
-        gradients=optimizer.gradient_bytes(shapes),
+        gradients=gradients,
         optimizer=optimizer.state_bytes(shapes),
-        activations=activations + written,
-        head=3 * 4 * max(CHUNK_NUMBERS, 16 * model.config.get_text_config().vocab_size),
+        activations=found.kept,
+        passing=passing,
     )
     return Shape(whole, learns, layers, memory, parts)
 
@@ -152,7 +162,7 @@ def check_fits(memory: Memory, device: torch.device, where: str) -> None:
     free = memory_bytes(device)
     if memory.total <= free:
         return
-    largest = max(memory.lines(), key=lambda line: float(line[1].split()[0]))
+    largest = memory.largest
     raise Problem(
         where,
         f"needs about {gigabytes(memory.total)} of memory and {gigabytes(free)} are free on {device.type}; "
@@ -191,34 +201,11 @@ def products_per_second(device: torch.device, dtype: torch.dtype) -> float:
 
 
 def gigabytes(count: float) -> str:
-    """Bytes for a person."""
-    return f"{count / 1e9:.2f} GB" if count >= 1e7 else f"{count / 1e9:.4f} GB"
-
-
-def _saved_bytes(model: PreTrainedModel, trained: nn.Module, batch: Batch) -> int:
-    """Bytes that autograd keeps for the backward pass of a batch, found on meta tensors."""
-    own = {weight.untyped_storage()._cdata for weight in (*trained.parameters(), *trained.buffers())}
-    forest = not model.config.is_encoder_decoder
-    with _counting(own) as kept:
-        if forest:
-            model.config._attn_implementation = NAME
-        Policy(model, forest=forest, trained=trained).hidden(batch, batch.targets.source, batch.targets.row)
-        return sum(storage.nbytes() for storage in kept.values())
-
-
-@contextmanager
-def _counting(own: set[int]) -> Iterator[dict[int, Any]]:
-    """Collect the storages that autograd saves, each once, without those of the weights."""
-    kept: dict[int, Any] = {}
-
-    def keep(tensor: torch.Tensor) -> torch.Tensor:
-        storage = tensor.untyped_storage()
-        if storage._cdata not in own:
-            kept[storage._cdata] = storage
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        yield kept
+    """Bytes for a person: `1.25 GB`, `12.3 MB`, `40.5 KB`."""
+    for size, unit, digits in ((1e9, "GB", 2), (1e6, "MB", 1), (1e3, "KB", 1)):
+        if count >= size:
+            return f"{count / size:.{digits}f} {unit}"
+    return f"{count:.0f} bytes"
 
 
 def _layers(model: PreTrainedModel) -> int:
@@ -227,10 +214,10 @@ def _layers(model: PreTrainedModel) -> int:
 
 
 def _forest(tokens: int, row: int, answer: float) -> Batch:
-    """A forest of so many tokens in rows of one length, on the meta device; answer: the share that is a branch."""
+    """A forest of so many tokens in rows of one length; answer: the share that is a branch."""
     row = max(2, min(row, tokens))
     lengths = [row] * (tokens // row) + ([tokens % row] if tokens % row > 1 else [])
-    return plant([_row(length, answer) for length in lengths]).to(torch.device("meta"))
+    return plant([_row(length, answer) for length in lengths])
 
 
 def _row(length: int, answer: float) -> TokenRow:

@@ -28,6 +28,7 @@ from tunesmith.models.device import choose, peak_bytes
 from tunesmith.models.load import quietly, save_tokenizer
 from tunesmith.models.quantize import count
 from tunesmith.train import checkpoint
+from tunesmith.train.allocator import give_back_at_once
 from tunesmith.train.disk import gone, in_words
 from tunesmith.train.listeners import Listener
 from tunesmith.train.loop import Loop, Parts, State
@@ -124,6 +125,7 @@ def _begin(inputs: Inputs, folder: RunDir, base: Path, waiting: list[Event]) -> 
 
 def _run(inputs: Inputs, folder: RunDir, hear: Hear, wish: Wish, world: World, *, resumed: bool) -> Result:
     tell = Teller(folder, cast("tuple[Listener, ...]", inputs.run.train.listeners), hear, main=world.main)
+    give_back_at_once()
     try:
         ready = build(inputs, world, tell)
         saver = _Saver(inputs, ready, folder, world, tell)
