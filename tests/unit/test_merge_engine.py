@@ -16,6 +16,7 @@ from small_models import TOKENS, WIDTH, Tensors, model, read, recipe, tensors, t
 
 from tunesmith.core.problem import Problem
 from tunesmith.merge import engine, layout, ranks
+from tunesmith.merge.methods import Block, Whole
 from tunesmith.merge.numbers import decode, encode, promoted
 from tunesmith.merge.verb import How, merge
 
@@ -292,3 +293,19 @@ def test_the_common_type_holds_all(tmp_path: Path) -> None:
         "F32",
         "F64",
     ]
+
+
+def test_ranks_of_a_tensor_that_is_hardly_larger_than_a_sample(tmp_path: Path) -> None:
+    """Such a one is sampled whole, in blocks that keep their shape."""
+    rows = ranks.SAMPLE * 3 // 2 // 512
+    values = np.random.default_rng(0).permutation(rows * 512).reshape(rows, 512).astype(np.float32)
+    blocks = np.array_split(values, 3)
+
+    def read(number: int, step: int = 1) -> Block:
+        assert step == 1
+        return Block(None, (blocks[number],), number, np.random.default_rng)
+
+    whole = Whole(values.shape, 3, read, read)
+    wanted = [[0, 1000, values.size - 1]]
+    ((first, middle, last),) = ranks.ranked(whole, lambda block: [block.tensors[0]], wanted)
+    assert [found.value for found in (first, middle, last)] == [0, 1000, values.size - 1]

@@ -141,7 +141,7 @@ def _samples(whole: Whole, look: Look, lanes: int, size: int) -> list[Array | No
     for block in whole.every(step):
         for part, values in zip(parts, look(block), strict=True):
             if values is not None:
-                part.append(values)
+                part.append(values.reshape(-1))  # with a step of 1 a block has its shape
     return [np.sort(np.concatenate(part)) if part else None for part in parts]
 
 
