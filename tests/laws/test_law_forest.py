@@ -184,7 +184,7 @@ class TestFallBack:
     def test_a_forest_that_was_asked_for_is_refused(self, family: str, tmp_path: Path) -> None:
         base = tiny.folder(tmp_path / "base", family)
         with pytest.raises(Problem, match="takes no forest"):
-            tiny.trained(base, tmp_path, model={"attention": "forest"})
+            tiny.trained(base, tmp_path, model={"attention": "forest"}, method="full")
 
 
 @pytest.mark.parametrize("family", ["falcon_h1", "qwen3_next"])

@@ -198,7 +198,9 @@ def test_a_study_that_is_stopped_stops_its_trial(tmp_path: Path, number: int) ->
         "train: {rows_per_step: 1, steps: 4000}\n"
     )
     words = [sys.executable, "-m", "tunesmith", "compare", str(run), "-m", "lora", "-o", str(tmp_path / "study")]
-    process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True)
+    process = subprocess.Popen(
+        words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True, preexec_fn=heard
+    )
     wait_for(tmp_path, process)
     os.kill(process.pid, number)
     said = process.communicate()[0].decode()
@@ -207,6 +209,11 @@ def test_a_study_that_is_stopped_stops_its_trial(tmp_path: Path, number: int) ->
     stopped = json.loads(trial.read_text())
     assert stopped["ended"] == "preempted"
     assert 0 < stopped["state"]["step"] < 4000
+
+
+def heard() -> None:
+    """Interrupts are heard, also where the tests themselves run in the background of a shell, which ignores them."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def wait_for(tmp_path: Path, process: subprocess.Popen[bytes]) -> None:

@@ -20,7 +20,7 @@ Examples:
   tunesmith compare run.yaml --methods lora,vera,prefix --tokens 200000
   tunesmith compare run.yaml --methods lora,full --minutes 5 --seeds 3
   tunesmith compare run.yaml -m lora -m "lora: {rank: 64}" --lr 1e-4,1e-3
-  tunesmith compare run.yaml -m lora,full --base builtin:seedling --base FOLDER
+  tunesmith compare run.yaml -m lora,full --base ORG/NAME --base FOLDER
 
 Every trial is a run folder of its own under OUTPUT/trials. Stopped or
 killed, the same command goes on with what is not done. Each method learns
