@@ -145,7 +145,8 @@ def cell(results: dict[str, Any], measure: str, column: str) -> str:
     values = [figure[key] for key in ("value", "low", "high")]
     if row["shown"] == "percent":
         return "{:.1f} % ({:.1f}–{:.1f})".format(*(100 * value for value in values))
-    return "{:.3g} ({:.3g}–{:.3g})".format(*values)
+    low, middle, high = (f"{value:,.0f}" if value >= 100 else f"{value:.3g}" for value in sorted(values))
+    return f"{middle} ({low}–{high})"
 
 
 if __name__ == "__main__":
