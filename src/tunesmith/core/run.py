@@ -160,7 +160,9 @@ class TrainSpec(Options):
     def _one_is_a_list(cls, value: Any) -> Any:
         return (value,) if isinstance(value, (str, dict)) else value
 
-    @field_validator("checkpoint_activations", mode="before", json_schema_input_type=Literal["auto", "on", "off"] | bool)
+    @field_validator(
+        "checkpoint_activations", mode="before", json_schema_input_type=Literal["auto", "on", "off"] | bool
+    )
     @classmethod
     def _yaml_reads_on_as_true(cls, value: Any) -> Any:
         return {True: "on", False: "off"}[value] if isinstance(value, bool) else value
