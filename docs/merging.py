@@ -123,7 +123,7 @@ def block(name: str) -> str:
     if name == "table":
         return "\n".join(table())
     text = (DOCS / "runs" / f"merging-{name}.yaml").read_text("utf-8")
-    return f"```yaml\n{text.strip()}\n```"
+    return f"```text\n{text.strip()}\n```"
 
 
 def table() -> Iterator[str]:
