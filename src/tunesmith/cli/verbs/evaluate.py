@@ -19,7 +19,7 @@ Examples:
   tunesmith evaluate runs/mine
   tunesmith evaluate runs/mine --data test.jsonl --generate 50
   tunesmith evaluate Qwen/Qwen3-0.6B --data rows.jsonl --prompt "Good? {text}"
-  tunesmith evaluate merged --beside parent-1 --beside parent-2 --data rows.jsonl
+  tunesmith evaluate merged --beside parent-1 --beside parent-2 -d rows.jsonl
   tunesmith evaluate runs/mine --generate 50 sampling.max_tokens=64
 
 Without --data, a run is measured on the rows that it set aside. Every
