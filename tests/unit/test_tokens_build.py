@@ -191,13 +191,13 @@ def run_of(*data: DataSpec, **validation: object) -> Run:
 def test_prepare_splits_by_content_and_prints_what_it_did(tmp_path: Path) -> None:
     rows = questions(40) * 2
     spec = DataSpec(path=str(jsonl(tmp_path / "rows.jsonl", rows)))
-    prepared = prepare(run_of(spec, fraction=0.2), Chat, codec())
+    prepared = prepare(run_of(spec, fraction=0.2), Rules(Chat), codec())
     assert len(prepared.train) + len(prepared.validation) == 80
     assert len(prepared.validation) == 16
     assert not set(prepared.train.keys.tolist()) & set(prepared.validation.keys.tolist())
     assert any("80 rows in = 80 used + 0 rejected" in line for line in prepared.lines)
     assert any("64 rows to learn from, 16 set aside" in line for line in prepared.lines)
-    again = prepare(run_of(spec, fraction=0.2), Chat, codec())
+    again = prepare(run_of(spec, fraction=0.2), Rules(Chat), codec())
     assert again.fingerprints == prepared.fingerprints
     assert np.array_equal(again.train.keys, prepared.train.keys)
 
@@ -205,7 +205,7 @@ def test_prepare_splits_by_content_and_prints_what_it_did(tmp_path: Path) -> Non
 def test_rows_on_both_sides_leave_the_training_side(tmp_path: Path) -> None:
     spec = DataSpec(path=str(jsonl(tmp_path / "train.jsonl", questions(30))))
     held = DataSpec(path=str(jsonl(tmp_path / "held.jsonl", questions(10, first=25))))
-    prepared = prepare(run_of(spec, data=(held,), max_rows=6), Chat, codec())
+    prepared = prepare(run_of(spec, data=(held,), max_rows=6), Rules(Chat), codec())
     assert len(prepared.train) == 25
     assert len(prepared.validation) == 6
     assert any("5 rows stand in the validation data too" in line for line in prepared.lines)
@@ -215,7 +215,9 @@ def test_rows_on_both_sides_leave_the_training_side(tmp_path: Path) -> None:
 def test_all_faults_of_sources_are_told_together(tmp_path: Path) -> None:
     with pytest.raises(Problem) as found:
         prepare(
-            run_of(DataSpec(path=str(tmp_path / "a.jsonl")), DataSpec(path=str(tmp_path / "b.jsonl"))), Text, codec()
+            run_of(DataSpec(path=str(tmp_path / "a.jsonl")), DataSpec(path=str(tmp_path / "b.jsonl"))),
+            Rules(Text),
+            codec(),
         )
     assert "a.jsonl" in str(found.value)
     assert "b.jsonl" in str(found.value)

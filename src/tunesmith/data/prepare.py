@@ -14,7 +14,6 @@ from pathlib import Path
 import numpy as np
 
 from tunesmith.core.problem import Problem, raise_all
-from tunesmith.core.records import Record
 from tunesmith.core.run import DataSpec, Run
 from tunesmith.data.build import Part, Progress, build_store, cache_folder
 from tunesmith.data.encode import Rules, check
@@ -40,15 +39,13 @@ class Prepared:
 
 
 def prepare(
-    run: Run, kind: type[Record], codec: Codec, base: Path = Path(), progress: Progress = lambda done: None
+    run: Run, rules: Rules, codec: Codec, base: Path = Path(), progress: Progress = lambda done: None
 ) -> Prepared:
-    """Read, tokenise and split a run's data; base: the folder that its paths start from.
+    """Read, tokenise and split a run's data; rules: how; base: the folder that its paths start from.
 
     Raises:
         Problem: the data cannot be used, or no row is left to learn from.
     """
-    train = run.train
-    rules = Rules(kind, train.max_tokens or MAX_TOKENS, train.over_long, train.learn)
     check(codec, rules)
     parts, apart = _open(run.data, base), _open(run.validation.data, base)
     store, report = build_store(parts, codec, rules, cache_folder(), progress)

@@ -17,6 +17,7 @@ import numpy as np
 from tunesmith.core.problem import Problem
 from tunesmith.core.records import Chat, Labelled, Place, Record
 from tunesmith.core.run import DataSpec, Run
+from tunesmith.data.encode import Rules
 from tunesmith.data.prepare import prepare
 from tunesmith.data.report import Rejected
 from tunesmith.data.sources import Source, convert, open_source
@@ -70,13 +71,13 @@ def from_specs(
     return Material(tuple(records), reader.labelled, learned, prints, tuple(reader.notes()))
 
 
-def from_run(run: Run, kind: type[Record], codec: Codec, base: Path, progress: Progress) -> Material:
+def from_run(run: Run, rules: Rules, codec: Codec, base: Path, progress: Progress) -> Material:
     """The validation rows of a run, by the same split as in training.
 
     Raises:
         Problem: the run's data cannot be read any more, or nothing was set aside.
     """
-    prepared = prepare(run, kind, codec, base, lambda done: progress("reading rows", done, 0))
+    prepared = prepare(run, rules, codec, base, lambda done: progress("reading rows", done, 0))
     if not len(prepared.validation):
         raise Problem(
             "validation",

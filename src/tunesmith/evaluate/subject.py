@@ -67,8 +67,7 @@ class Subject:
         """How the run makes tokens of its records."""
         if self.run is None or self.objective is None:
             return None
-        train = self.run.train
-        return Rules(self.objective.takes, train.max_tokens or self.context, train.over_long, train.learn)
+        return self.objective.rules(self.run.train)
 
     def codec(self) -> Codec:
         """The tokenizer and template that the result was saved with.
@@ -87,11 +86,11 @@ class Subject:
             training = self.settings.training or (self.run.data if self.run else ())
             home = base if self.settings.training else self._home(base)
             return from_specs(specs, training, base, home, self.settings.max_rows, self.settings.seed)
-        if self.run is None or self.objective is None:
+        if self.run is None or self.rules is None:
             raise Problem(
                 self.target, "is no run, so it has no validation rows", "Name data to measure on: --data FILE"
             )
-        return from_run(self.run, self.objective.takes, codec, self._home(base), listen)
+        return from_run(self.run, self.rules, codec, self._home(base), listen)
 
     def each(self, measure: Callable[[str, Opened], None]) -> None:
         """Give each model to `measure`, with its column; base first, and only one base in memory at a time."""

@@ -11,11 +11,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from tunesmith.data.tokenizer import Codec
 from tunesmith.models import encoder_decoder
 from tunesmith.models.ancestor import ancestor_of
 from tunesmith.models.attention import no_mask
@@ -23,6 +25,34 @@ from tunesmith.models.forest import Batch
 from tunesmith.models.heads import Head
 
 Off = Callable[[], AbstractContextManager[object]]
+
+
+class Ranks(Protocol):
+    """The processes that train together, as objectives see them."""
+
+    rank: int
+    size: int
+
+    def gather(self, tensor: Tensor) -> list[Tensor]:
+        """Every rank's tensor, in the order of ranks; their first axes may differ."""
+        ...
+
+    def total(self, value: float) -> float:
+        """The sum of a number over ranks."""
+        ...
+
+
+class Alone:
+    """One process by itself."""
+
+    rank = 0
+    size = 1
+
+    def gather(self, tensor: Tensor) -> list[Tensor]:
+        return [tensor]
+
+    def total(self, value: float) -> float:
+        return value
 
 
 class Policy:
@@ -37,18 +67,36 @@ class Policy:
         off: Off | None = None,
         autocast: torch.dtype | None = None,
         neftune: float = 0.0,
+        codec: Codec | None = None,
+        ranks: Ranks | None = None,
     ) -> None:
         """
         model: the transformers model, whose modules a method may have changed in place; forest: whether it takes
         forests; trained: the module that holds the method, if that is another; off: context without the method;
-        autocast: number type of products, None for that of the weights; neftune: noise alpha while training.
+        autocast: number type of products, None for that of the weights; neftune: noise alpha while training;
+        codec: its tokenizer and template, for objectives that sample; ranks: those that train together.
         """
         self.model = model
         self.trained = model if trained is None else trained
         self.forest = forest
         self.autocast = autocast
         self.neftune = neftune
+        self._codec = codec
+        self.ranks: Ranks = ranks or Alone()
+        self.reference: Policy | None = None
+        """Another model to be held to or learned from; None for this one without its method."""
+        self.beside: nn.Module | None = None
+        """What the objective has learn beside the model."""
+        self.carried: dict[str, float] = {}
+        """Numbers that the objective carries from step to step; checkpoints hold them."""
         self._off = off
+
+    @property
+    def codec(self) -> Codec:
+        """The tokenizer and chat template of the model."""
+        if self._codec is None:
+            raise ValueError("this policy was made without a tokenizer")
+        return self._codec
 
     @property
     def device(self) -> torch.device:
@@ -73,7 +121,13 @@ class Policy:
             return self.model.score(hidden).float().squeeze(-1)  # type: ignore[operator]
 
     def reference_logprobs(self, batch: Batch) -> Tensor:
-        """[M] what the model without the method gives each target; no gradient, no dropout."""
+        """[M] what the reference gives each target: another model, or this one without the method.
+
+        No gradient, no dropout.
+        """
+        if self.reference is not None:
+            with torch.no_grad(), self.reference.still():
+                return self.reference.logprobs(batch)
         if self._off is None:
             raise ValueError("this policy has no reference: its method cannot be switched off")
         with torch.no_grad(), self.still(), self._off():

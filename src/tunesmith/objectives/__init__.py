@@ -1,17 +1,41 @@
-"""The contract of objectives: what to get better at, as a sum and a count. One file an objective."""
+"""The contract of objectives: what to get better at, as a sum and a count. One file an objective.
+
+micro-batches of a step ─▶ round ─▶ groups, one optimizer update each ─▶ loss (a sum), count
+                      (sampling, rewards, statistics of the whole step; no gradient)
+"""
 
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from tunesmith.core.plugins import Plugin
 from tunesmith.core.records import Record
+from tunesmith.core.run import TrainSpec
+from tunesmith.data.encode import Rules
+from tunesmith.data.prepare import MAX_TOKENS
 from tunesmith.models.forest import Batch
 from tunesmith.models.policy import Policy
+
+Losses = tuple[Tensor, dict[str, Tensor]]
+"""A loss as a sum [], and further sums to report."""
+
+
+@dataclass(frozen=True)
+class Round:
+    """What one step learns from, all of it made before the first update.
+
+    groups: the micro-batches of each optimizer update; figures: how it was made (rewards, lengths …), as they are
+    told; notes: sentences for a person.
+    """
+
+    groups: list[list[Batch]]
+    figures: Mapping[str, float] = field(default_factory=dict[str, float])
+    notes: tuple[str, ...] = ()
 
 
 class Objective(Plugin):
@@ -23,13 +47,28 @@ class Objective(Plugin):
     """The output layer it needs: next tokens, or one number a row."""
     needs_encoder: ClassVar[bool] = False
     """Whether it is for encoder-decoders only; other objectives take these too, where their rows have prompts."""
+    online: ClassVar[bool] = False
+    """Whether it samples answers while it trains; what was sampled is then kept in checkpoints."""
     unit: ClassVar[str] = "tokens"
     """What is counted, for people."""
 
-    def updates(self, policy: Policy, steps: Iterator[Sequence[Batch]]) -> Iterator[list[Batch]]:
-        """The micro-batches of each optimizer step; objectives that sample yield several groups a fresh step."""
-        for batches in steps:
-            yield [self.prepare(policy, batch) for batch in batches]
+    def rules(self, train: TrainSpec) -> Rules:
+        """How its records become token rows."""
+        return Rules(self.takes, train.max_tokens or MAX_TOKENS, train.over_long, train.learn)
+
+    def equip(self, policy: Policy) -> nn.Module | None:
+        """A module that learns beside the model and is no part of the result, such as a value head; None for none.
+
+        It is `policy.beside` from then on, and checkpoints hold it.
+        """
+        return None
+
+    def round(self, policy: Policy, batches: Sequence[Batch], seed: int) -> Round:
+        """What a step learns from, given this rank's micro-batches of it; every draw follows from the seed.
+
+        Statistics of the whole step belong here: they go into the batches, so that the loss stays a sum over them.
+        """
+        return Round([[self.prepare(policy, batch) for batch in batches]])
 
     def prepare(self, policy: Policy, batch: Batch) -> Batch:
         """Add what the loss needs and no gradient should reach, such as reference log-probabilities."""
@@ -45,8 +84,29 @@ class Objective(Plugin):
         """What the sum of `loss` is divided by, summed over the micro-batches of a step: tokens, pairs …"""
 
     @abstractmethod
-    def loss(self, policy: Policy, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(self, policy: Policy, batch: Batch) -> Losses:
         """The loss as a SUM over what `count` counts [], and further sums to report, divided by the same count."""
+
+    def measure(
+        self, policy: Policy, batches: Sequence[Batch], loss: Callable[[Batch], Losses]
+    ) -> tuple[dict[str, float], float]:
+        """Sums over validation batches, `loss` among them (lower is better), and their count.
+
+        loss: that of a batch with what the method adds to it. Called without gradients and dropout.
+        """
+        sums: dict[str, float] = {}
+        count = 0.0
+        for batch in (batch for group in self.round(policy, batches, seed=0).groups for batch in group):
+            total, figures = loss(batch)
+            count += self.count(batch)
+            add_up(sums, {"loss": total, **figures})
+        return sums, count
+
+
+def add_up(sums: dict[str, float], figures: Mapping[str, Tensor]) -> None:
+    """Add figures to sums of the same names, in place."""
+    for name, value in figures.items():
+        sums[name] = sums.get(name, 0.0) + float(value.detach())
 
 
 def next_token_loss(policy: Policy, batch: Batch) -> Tensor:

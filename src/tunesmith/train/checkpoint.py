@@ -5,6 +5,7 @@
       method.safetensors       what else a method changes, where it does
       optimizer.safetensors    the optimizer's tensors as "group-number.name"; its numbers are in state.json
       random.safetensors       states of the random generators, as bytes
+      round.safetensors        what a step that was begun still learns from, where it was sampled
       state.json               step, tokens, best so far, what was skipped …
       manifest.json            name, size and SHA-256 of each file, format version, fingerprints
 
@@ -34,28 +35,31 @@ from torch.optim import Optimizer
 from tunesmith.core.problem import Problem
 from tunesmith.core.rundir import sync_folder
 from tunesmith.methods import Method, trainable
+from tunesmith.objectives import Round
 from tunesmith.train.disk import FULL, code_of, full
+from tunesmith.train.rounds import outline, restored
 
 FORMAT = 1
 MANIFEST = "manifest.json"
 DIGEST = "sha256"
 STAGING = ".staging"
 WEIGHTS, OPTIMIZER, RANDOM, STATE = "weights.safetensors", "optimizer.safetensors", "random.safetensors", "state.json"
-METHOD = "method.safetensors"
+METHOD, ROUND = "method.safetensors", "round.safetensors"
 
 
 @dataclass(frozen=True, slots=True)
 class Learned:
-    """What training changes in a model: the weights that learn, by name, and what its method keeps beside them."""
+    """What training changes: the weights that learn, by name, and what the method keeps beside them."""
 
     model: nn.Module
     weights: Mapping[str, nn.Parameter]
     method: Method | None = None
 
     @classmethod
-    def of(cls, model: nn.Module, method: Method | None = None) -> Learned:
-        """Everything of a model that requires gradients now."""
-        return cls(model, trainable(model), method)
+    def of(cls, model: nn.Module, method: Method | None = None, beside: nn.Module | None = None) -> Learned:
+        """Everything of a model that requires gradients now; beside: what the objective has learn with it."""
+        others = {} if beside is None else {f"beside.{name}": weight for name, weight in trainable(beside).items()}
+        return cls(model, {**trainable(model), **others}, method)
 
     @property
     def bytes(self) -> int:
@@ -79,11 +83,17 @@ class Checkpoint:
 
 
 def save(
-    folder: Path, learned: Learned, optimizer: Optimizer | None, state: Mapping[str, Any], facts: Mapping[str, Any]
+    folder: Path,
+    learned: Learned,
+    optimizer: Optimizer | None,
+    state: Mapping[str, Any],
+    facts: Mapping[str, Any],
+    begun: Round | None = None,
 ) -> Checkpoint:
     """Publish a checkpoint at `folder`, or leave nothing behind.
 
-    optimizer: None for weights only; state: the loop's own numbers; facts: fingerprints and versions.
+    optimizer: None for weights only; state: the loop's own numbers; facts: fingerprints and versions; begun: the round
+    of the step that was begun.
 
     Raises:
         Problem: the disk is full; older checkpoints are untouched.
@@ -94,7 +104,7 @@ def save(
     try:
         _check_space(folder.parent, learned, optimizer)
         staging.mkdir(parents=True)
-        _write_parts(staging, learned, optimizer, state)
+        _write_parts(staging, learned, optimizer, state, begun)
         _write_manifest(staging, state, facts)
         _publish(staging, folder)
     except (OSError, SafetensorError) as error:
@@ -143,8 +153,12 @@ def newest(folder: Path, kind: str = "step") -> tuple[Checkpoint | None, list[Pr
     return None, broken
 
 
-def restore(checkpoint: Checkpoint, learned: Learned, optimizer: Optimizer | None) -> dict[str, Any]:
-    """Put a checkpoint's weights (and optimizer, and random states) in place; returns the loop's state.
+def restore(
+    checkpoint: Checkpoint, learned: Learned, optimizer: Optimizer | None
+) -> tuple[dict[str, Any], Round | None]:
+    """Put a checkpoint's weights (and optimizer, and random states) in place.
+
+    Returns the loop's numbers, and the round of the step that was begun if there was one.
 
     Raises:
         Problem: it belongs to another model, method or optimizer.
@@ -155,7 +169,8 @@ def restore(checkpoint: Checkpoint, learned: Learned, optimizer: Optimizer | Non
         if optimizer is not None:
             _load_optimizer(checkpoint.path, optimizer, state["optimizer"])
             _load_random(checkpoint.path)
-        return state["loop"]
+        begun = restored(load_file(checkpoint.path / ROUND), state["round"]) if "round" in state else None
+        return state["loop"], begun
     except (SafetensorError, OSError, KeyError, ValueError, TypeError) as error:
         raise Problem(str(checkpoint.path), f"holds what no checkpoint of this run holds ({error!r})") from error
 
@@ -196,7 +211,9 @@ def _check_space(folder: Path, learned: Learned, optimizer: Optimizer | None) ->
         raise OSError(errno.ENOSPC, "not enough space")
 
 
-def _write_parts(folder: Path, learned: Learned, optimizer: Optimizer | None, state: Mapping[str, Any]) -> None:
+def _write_parts(
+    folder: Path, learned: Learned, optimizer: Optimizer | None, state: Mapping[str, Any], begun: Round | None
+) -> None:
     save_file(_on_cpu(learned.weights), folder / WEIGHTS)
     if beside := learned.beside():
         save_file(_on_cpu(beside), folder / METHOD)
@@ -205,7 +222,11 @@ def _write_parts(folder: Path, learned: Learned, optimizer: Optimizer | None, st
         tensors, numbers = _split_optimizer(optimizer)
         save_file(tensors, folder / OPTIMIZER)
         save_file(_random_states(), folder / RANDOM)
-    (folder / STATE).write_text(json.dumps({"loop": state, "optimizer": numbers}, indent=1))
+    whole: dict[str, Any] = {"loop": state, "optimizer": numbers}
+    if begun is not None:
+        tensors, whole["round"] = outline(begun)
+        save_file(tensors, folder / ROUND)
+    (folder / STATE).write_text(json.dumps(whole, indent=1))
 
 
 def _on_cpu(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

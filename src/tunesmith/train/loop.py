@@ -1,23 +1,23 @@
 """The training loop, once for all objectives.
 
-    for each step:   gather its micro-batches
-                     count   what the objective counts, over micro-batches and ranks
+    for each step:   gather its micro-batches; the objective makes a round of them, one group for each update
+    for each group:  count   what the objective counts, over micro-batches and ranks
                      sum     loss / count backward, micro-batch by micro-batch; gradients summed over ranks
                      check   that loss and gradient are finite, before anything is changed
                      step    clip, learning rate, optimizer, method
                      tell    listeners; validate, checkpoint, stop where it is time
 
 Dividing once by the whole count makes the step independent of how its rows were cut into micro-batches and dealt
-over ranks. Every random draw of a micro-batch follows from (seed, step, number), so a resumed run is the
-uninterrupted one, bit for bit.
+over ranks. Every random draw of a micro-batch follows from (seed, step, update, number), and a round that was begun is
+kept in the checkpoint, so a resumed run is the uninterrupted one, bit for bit.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Protocol
 
 import torch
@@ -30,11 +30,14 @@ from tunesmith.core.run import TrainSpec
 from tunesmith.methods import Method
 from tunesmith.models.forest import Batch
 from tunesmith.models.policy import Policy
-from tunesmith.objectives import Objective
+from tunesmith.objectives import Objective, Round, add_up
 from tunesmith.optimizers import OptimizerSpec
 from tunesmith.train.schedule import factor, steps_of
 from tunesmith.train.signals import Wish
 from tunesmith.train.world import World
+
+UPDATE, ROUND = 1 << 32, 1 << 48
+"""How far apart the numbers are from which the draws of updates, and those of rounds, follow."""
 
 
 class Steps(Protocol):
@@ -70,7 +73,9 @@ class Saver(Protocol):
 class State:
     """The loop's own numbers; with weights, optimizer and these a run can go on.
 
-    step: steps done; tokens: tokens computed; best: lowest validation loss and its step; stale: validations since.
+    step: steps done; tokens: tokens computed; best: lowest validation loss and its step; stale: validations since;
+    told: the figures of each update that is done of the step begun, whose round is `round`; carried: the objective's
+    numbers.
     """
 
     step: int = 0
@@ -80,9 +85,15 @@ class State:
     best_step: int = -1
     stale: int = 0
     skipped: list[int] = field(default_factory=list[int])
+    told: list[dict[str, float]] = field(default_factory=list[dict[str, float]])
+    carried: dict[str, float] = field(default_factory=dict[str, float])
+    round: Round | None = field(default=None, repr=False)
 
     def plain(self) -> dict[str, Any]:
-        return {**asdict(self), "best": None if math.isinf(self.best) else self.best}
+        """All but the round, which is tensors."""
+        own = asdict(replace(self, round=None))
+        del own["round"]
+        return {**own, "best": None if math.isinf(self.best) else self.best}
 
     @classmethod
     def of(cls, plain: dict[str, Any]) -> State:
@@ -129,6 +140,8 @@ class Loop:
         self.parts = parts
         self.state = state
         self.wish = wish
+        parts.policy.carried = state.carried
+        self.before = dict(state.carried)
         self.weights = list(parts.weights.values())
         self.base_lrs = [group["lr"] for group in parts.optimizer.param_groups]
         total = parts.steps.total
@@ -179,19 +192,35 @@ class Loop:
         return True
 
     def _update(self) -> dict[str, float] | None:
-        """One optimizer step; its figures, or None if a wish to stop came first."""
-        parts, step = self.parts, self.state.step
-        self.optimizer_lr(step)
-        fresh = iter([[batch.to(parts.policy.device) for batch in parts.steps.batches(step)]])
-        figures: dict[str, float] = {}
-        for batches in parts.objective.updates(parts.policy, fresh):
+        """The optimizer updates of one step; its figures, or None if a wish to stop came first."""
+        parts, state = self.parts, self.state
+        self.optimizer_lr(state.step)
+        made = state.round or self._make_round()
+        updates = parts.world.most(len(made.groups))
+        while len(state.told) < updates:
+            number = len(state.told)
             parts.optimizer.zero_grad(set_to_none=True)
-            parts.stepping.before_step(parts.optimizer, step)
-            sums = self._gradients(batches)
+            parts.stepping.before_step(parts.optimizer, state.step)
+            sums = self._gradients(made.groups[number] if number < len(made.groups) else [])
             if parts.world.any(bool(self.wish)):
                 return None
-            figures = self._apply(sums)
+            state.told.append(self._apply(sums))
+        figures = {**_together(state.told), **made.figures}
+        state.told, state.round = [], None
         return figures
+
+    def _make_round(self) -> Round:
+        """Let the objective make what the step learns from; where that was sampled, it is kept until it is learned."""
+        parts, state = self.parts, self.state
+        fresh = [batch.to(parts.policy.device) for batch in parts.steps.batches(state.step)]
+        self.before = dict(state.carried)
+        torch.manual_seed(_mix(parts.spec.seed, state.step, ROUND + parts.world.rank))
+        made = parts.objective.round(parts.policy, fresh, _mix(parts.spec.seed, state.step, ROUND + parts.world.rank))
+        for text in made.notes:
+            self._tell("note", {"text": text})
+        if parts.objective.online:
+            state.round = made
+        return made
 
     def optimizer_lr(self, step: int) -> None:
         """Set the learning rates of a step."""
@@ -207,11 +236,11 @@ class Loop:
         for number, batch in enumerate(batches):
             if self.wish:
                 break
-            torch.manual_seed(_mix(parts.spec.seed, self.state.step, number * parts.world.size + parts.world.rank))
+            place = len(self.state.told) * UPDATE + number * parts.world.size + parts.world.rank
+            torch.manual_seed(_mix(parts.spec.seed, self.state.step, place))
             loss, figures = parts.method.loss(parts.policy, batch, parts.objective)
             (loss / max(count, 1e-9)).backward()  # type: ignore[no-untyped-call]
-            for name, value in {"loss": loss, **figures}.items():
-                sums[name] = sums.get(name, 0.0) + float(value.detach())
+            add_up(sums, {"loss": loss, **figures})
             sums["tokens"] = sums.get("tokens", 0.0) + len(batch)
         sums = parts.world.totals(sums)
         parts.world.sum_gradients(self.weights)
@@ -249,6 +278,7 @@ class Loop:
         skipped = [*self.state.skipped, step]
         if parts.spec.on_nonfinite == "rollback":
             vars(self.state).update(vars(parts.saver.rollback()))
+        self.state.told, self.state.round = [], None
         self._tell("nonfinite", {"what": fault.what, "rows": rows, "then": parts.spec.on_nonfinite, "at": step})
         if parts.spec.on_nonfinite == "stop":
             raise Problem(
@@ -274,7 +304,11 @@ class Loop:
         self._tell("validate", {**figures, "best": self.state.best, "best_step": self.state.best_step})
 
     def _preempted(self) -> str:
+        """Keep the state; a round that is not kept with it is made again, from the same numbers."""
         self.parts.optimizer.zero_grad(set_to_none=True)
+        if self.state.round is None:
+            self.state.carried.clear()
+            self.state.carried.update(self.before)
         self.parts.saver.checkpoint(self.state)
         return "preempted"
 
@@ -284,21 +318,24 @@ class Loop:
 
 def validate(parts: Parts) -> dict[str, float]:
     """The objective's figures over the validation rows, without gradients or dropout; empty without rows."""
-    sums: dict[str, float] = {}
-    count = 0.0
-    with torch.no_grad(), parts.policy.still():
-        for batch in _prepared(parts):
-            loss, figures = parts.method.loss(parts.policy, batch, parts.objective)
-            count += parts.objective.count(batch)
-            for name, value in {"loss": loss, **figures}.items():
-                sums[name] = sums.get(name, 0.0) + float(value)
+    policy = parts.policy
+    batches = [batch.to(policy.device) for batch in parts.steps.validation()]
+    kept = dict(policy.carried)
+    with torch.no_grad(), policy.still():
+        sums, count = parts.objective.measure(
+            policy, batches, lambda batch: parts.method.loss(policy, batch, parts.objective)
+        )
+    policy.carried.clear()
+    policy.carried.update(kept)
     sums, count = parts.world.totals(sums), parts.world.total(count)
     return {name: value / count for name, value in sums.items()} if count else {}
 
 
-def _prepared(parts: Parts) -> Iterator[Batch]:
-    for batch in parts.steps.validation():
-        yield parts.objective.prepare(parts.policy, batch.to(parts.policy.device))
+def _together(told: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """The figures of a step from those of its updates: tokens in all, the last learning rate, means of the others."""
+    names = {name: None for figures in told for name in figures}
+    out = {name: sum(found) / len(found) for name in names if (found := [f[name] for f in told if name in f])}
+    return {**out, "tokens": sum(figures["tokens"] for figures in told), "lr": told[-1]["lr"]} if told else out
 
 
 def _norm(weights: Sequence[nn.Parameter]) -> Tensor:

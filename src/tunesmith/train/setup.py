@@ -120,7 +120,7 @@ def gather(run: Run, base: Path, tell: Tell) -> Inputs:
     run = _resolve_schedule(run, tell)
     check_fit(run, objective, found)
     check_reference(objective, cast(Method, run.method), found)
-    prepared = prepare(run, objective.takes, codec, base, _reading(tell))
+    prepared = prepare(run, objective.rules(run.train), codec, base, _reading(tell))
     tell(Event("data", values={"lines": prepared.lines}))
     run = _resolve_step(run, int(prepared.train.lengths.sum()), tell)
     stream = _stream(run, prepared)
@@ -144,7 +144,7 @@ def build(inputs: Inputs, world: World | None, tell: Tell) -> Ready:
     trained = method.apply(loaded.model) if adapter is None else method.adopt(loaded.model, adapter)
     if run.train.checkpoint_activations == "on":
         _recompute(loaded, trained)
-    policy = _policy(inputs, loaded, trained)
+    policy = _policy(inputs, loaded, trained, world)
     steps = _steps(inputs, policy, world)
     method.begin(policy, _first_batches(steps, policy.device), inputs.total)
     if not method.starts_at_identity:
@@ -153,10 +153,20 @@ def build(inputs: Inputs, world: World | None, tell: Tell) -> Ready:
         )
         tell(Event("note", values={"text": text}))
     hold_in(trained, inputs.optimizer.holds)
-    learned = Learned.of(trained, method)
-    groups = named(method.groups(trained, inputs.optimizer.lr), trained)
+    policy.beside = objective.equip(policy)
+    learned = Learned.of(trained, method, policy.beside)
+    groups = _groups(inputs, trained, policy.beside)
     optimizer = inputs.optimizer.build(groups, run.train.seed)
     return Ready(loaded, policy, trained, learned, optimizer, steps)
+
+
+def _groups(inputs: Inputs, trained: nn.Module, beside: nn.Module | None) -> list[dict[str, Any]]:
+    """The optimizer's parameter groups: the method's, and one for what learns beside the model."""
+    lr = inputs.optimizer.lr
+    groups = named(inputs.method.groups(trained, lr), trained)
+    if beside is None:
+        return groups
+    return [*groups, *named([{"params": list(beside.parameters()), "lr": lr}], beside)]
 
 
 def _recompute(loaded: Loaded, trained: nn.Module) -> None:
@@ -319,7 +329,7 @@ def _reading(tell: Tell) -> Callable[[int], None]:
     return lambda done: tell(Event("reading", values={"done": done}))
 
 
-def _policy(inputs: Inputs, loaded: Loaded, trained: nn.Module) -> Policy:
+def _policy(inputs: Inputs, loaded: Loaded, trained: nn.Module, world: World) -> Policy:
     method = inputs.method
     return Policy(
         loaded.model,
@@ -328,6 +338,8 @@ def _policy(inputs: Inputs, loaded: Loaded, trained: nn.Module) -> Policy:
         off=(lambda: method.off(trained)) if method.reversible else None,
         autocast=loaded.choice.dtype if loaded.choice.dtype != torch.float32 else None,
         neftune=inputs.run.train.neftune,
+        codec=inputs.codec,
+        ranks=world,
     )
 
 

@@ -200,7 +200,7 @@ class _Saver:
         found, _ = checkpoint.newest(self.folder.checkpoints)
         if found is None:
             raise Problem("train.on_nonfinite", "rollback found no checkpoint to go back to", "Set it to skip")
-        state = State.of(checkpoint.restore(found, self.ready.learned, self.ready.optimizer))
+        state = self._put_back(found)
         self.tell.rewind(state.step)
         return state
 
@@ -213,7 +213,7 @@ class _Saver:
             self.tell.rewind(-1)
             self._note("no checkpoint was written yet, so the run starts from its beginning")
             return State()
-        state = State.of(checkpoint.restore(found, self.ready.learned, self.ready.optimizer))
+        state = self._put_back(found)
         self.saved = state.step
         self.tell.rewind(state.step)
         self._note(f"going on from step {state.step} ({found.path.name})")
@@ -227,6 +227,12 @@ class _Saver:
             self._check_finite()
             self._on_main(self._publish)
 
+    def _put_back(self, found: checkpoint.Checkpoint) -> State:
+        numbers, begun = checkpoint.restore(found, self.ready.learned, self.ready.optimizer)
+        state = State.of(numbers)
+        state.round = begun
+        return state
+
     def _put_best_back(self, path: Path) -> None:
         try:
             checkpoint.restore(checkpoint.read(path), self.ready.learned, None)
@@ -237,7 +243,8 @@ class _Saver:
 
     def _write(self, path: Path, state: State, *, whole: bool) -> None:
         optimizer = self.ready.optimizer if whole else None
-        checkpoint.save(path, self.ready.learned, optimizer, state.plain(), self.facts)
+        begun = state.round if whole else None
+        checkpoint.save(path, self.ready.learned, optimizer, state.plain(), self.facts, begun)
         keep = self.inputs.run.train.keep_checkpoints if whole else 1
         checkpoint.prune(path, keep)
 

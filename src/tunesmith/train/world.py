@@ -39,6 +39,10 @@ class World:
         dist.all_reduce(tensor)
         return float(tensor)
 
+    def most(self, value: int) -> int:
+        """The largest of the ranks' numbers."""
+        return max(int(part) for part in self.gather(torch.tensor(value)))
+
     def totals(self, values: dict[str, float]) -> dict[str, float]:
         """The sums of several numbers over ranks; a rank without rows may lack some names."""
         if self.size == 1:
@@ -47,6 +51,14 @@ class World:
         dist.all_gather_object(gathered, values)
         names = sorted({name for part in gathered for name in part})
         return {name: sum(part.get(name, 0.0) for part in gathered) for name in names}
+
+    def gather(self, tensor: Tensor) -> list[Tensor]:
+        """Every rank's tensor, in the order of ranks, on this rank's device; their first axes may differ."""
+        if self.size == 1:
+            return [tensor]
+        told: list[Tensor | None] = [None] * self.size
+        dist.all_gather_object(told, tensor.detach().cpu())
+        return [part.to(tensor.device) for part in cast("list[Tensor]", told)]
 
     def any(self, flag: bool) -> bool:
         """Whether the flag is up on any rank."""
