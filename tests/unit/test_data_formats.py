@@ -217,7 +217,7 @@ def test_a_rated_answer_may_call_a_tool_first() -> None:
 @pytest.mark.parametrize(("label", "text"), [("good", "good"), (1, "1"), (True, "true"), (2.0, "2"), (" x ", "x")])
 def test_labels_become_strings(label: Any, text: str) -> None:
     for column in ("text", "sentence", "review", "content"):
-        assert read("labelled", {column: "t", "label": label}) == Labelled("t", text, place=Place("f"))
+        assert read("labelled", {column: "t", "label": label}) == Labelled("t", (text,), place=Place("f"))
 
 
 REAL: dict[str, tuple[str, type[Record], int, int]] = {

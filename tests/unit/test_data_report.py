@@ -94,7 +94,7 @@ def test_a_hash_is_of_the_content_and_of_the_kind() -> None:
     def chat(*contents: str) -> Chat:
         return Chat(tuple(Message("user", content) for content in contents))
 
-    different = [Text("a"), Text("b"), chat("a"), chat("a", "b"), chat("ab"), Labelled("a", "b"), Labelled("ab", "")]
+    different = [Text("a"), Text("b"), chat("a"), chat("a", "b"), chat("ab"), Labelled("a", ("b",)), Labelled("ab", ())]
     assert len({content_hash(record) for record in different}) == len(different)
     assert content_hash(Text("a", place=Place("x", 1))) == content_hash(Text("a", place=Place("y", 2)))
 

@@ -238,8 +238,8 @@ PLACE = Place("f", 3, 9)
 def test_labelled_rows_become_chats() -> None:
     spec = DataSpec(path="f", prompt="Good or bad? {text}", system="S")
     expected = Chat((SYSTEM, Message("user", "Good or bad? nice {text}"), Message("assistant", "good")), place=PLACE)
-    assert convert(Labelled("nice {text}", "good", place=PLACE), Chat, spec) == expected
-    plain = convert(Labelled("nice", "good", place=PLACE), Chat, DataSpec(path="f"))
+    assert convert(Labelled("nice {text}", ("good",), place=PLACE), Chat, spec) == expected
+    plain = convert(Labelled("nice", ("good",), place=PLACE), Chat, DataSpec(path="f"))
     assert plain == Chat((Message("user", "nice"), Message("assistant", "good")), place=PLACE)
 
 

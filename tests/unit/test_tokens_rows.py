@@ -12,7 +12,7 @@ from hypothesis.extra import numpy as arrays
 from made_codecs import chat, codec
 
 from tunesmith.core.problem import Problem
-from tunesmith.core.records import Chat, Labelled, Place, Preference, Text
+from tunesmith.core.records import Chat, Place, Preference, Text
 from tunesmith.core.rows import Piece, TokenRow
 from tunesmith.data.encode import SPLIT, TRUNCATED, Rules, encode
 from tunesmith.data.report import Rejected
@@ -72,11 +72,6 @@ def test_a_cut_pair_keeps_both_answers_or_is_not_used() -> None:
     assert isinstance(encode(pair, own, Rules(Preference, 12, "truncate")), Rejected)
 
 
-def test_records_that_are_no_rows_of_tokens_are_refused() -> None:
-    with pytest.raises(Problem, match="Labelled"):
-        Rules(Labelled)
-
-
 pieces = st.integers(1, 12).flatmap(
     lambda size: st.builds(
         Piece,
@@ -88,9 +83,15 @@ pieces = st.integers(1, 12).flatmap(
 
 @st.composite
 def token_rows(draw: st.DrawFn) -> TokenRow:
+    """Rows of every shape: with a trunk or texts of their own, values of any width or marks, with a note or without."""
     branches = tuple(draw(st.lists(pieces, max_size=3)))
-    values = draw(st.sampled_from([(), tuple(float(n) for n in range(max(1, len(branches))))]))
-    return TokenRow(draw(pieces), branches, values=values)
+    nothing = Piece(np.zeros(0, np.int32), np.zeros(0, np.float32))
+    trunk = draw(pieces) if draw(st.booleans()) or not branches else nothing
+    marks = draw(st.lists(st.integers(0, len(trunk) - 1), max_size=4)) if len(trunk) else []
+    width = draw(st.integers(0, 1 if marks else 3))
+    values = tuple(float(n) for n in range(width * (len(marks) or max(1, len(branches)))))
+    note = draw(st.text(st.characters(exclude_categories=["Cs"]), max_size=9))
+    return TokenRow(trunk, branches, values=values, marks=tuple(sorted(marks)), note=note)
 
 
 def same(left: TokenRow, right: TokenRow) -> bool:
@@ -99,7 +100,8 @@ def same(left: TokenRow, right: TokenRow) -> bool:
         np.array_equal(one.tokens, other.tokens) and np.array_equal(one.weights, other.weights)
         for one, other in zip(ours, theirs, strict=True)
     ]
-    return all(equal) and left.values == right.values
+    rest = [(row.values, row.marks, row.note) for row in (left, right)]
+    return all(equal) and rest[0] == rest[1]
 
 
 @settings(max_examples=30)
@@ -132,7 +134,7 @@ def small_store(folder: Path) -> None:
     folder.mkdir()
     writer = StoreWriter(folder)
     piece = Piece(np.arange(9, dtype=np.int32), np.ones(9, np.float32))
-    writer.add(block_of([(TokenRow(piece, (piece,), values=(1.0,)), Place("f", 1), 0, 1)]))
+    writer.add(block_of([(TokenRow(piece, (piece,), values=(1.0,), marks=(2,), note="n"), Place("f", 1), 0, 1)]))
     writer.finish("print")
 
 
@@ -165,3 +167,37 @@ def test_equal_contents_have_equal_keys_whatever_is_learned() -> None:
     assert content_key([one]) == content_key([other])
     split = TokenRow(Piece(tokens[:2], one.trunk.weights[:2]), (Piece(tokens[2:], one.trunk.weights[2:]),))
     assert content_key([one]) != content_key([split])
+
+
+def test_marks_and_notes_are_part_of_what_a_row_says() -> None:
+    piece = Piece(np.arange(5, dtype=np.int32), np.zeros(5, np.float32))
+    rows = [
+        TokenRow(piece),
+        TokenRow(piece, marks=(1, 2)),
+        TokenRow(piece, marks=(1, 3)),
+        TokenRow(piece, note="a"),
+        TokenRow(piece, note="b"),
+    ]
+    assert len({content_key([row]) for row in rows}) == len(rows)
+
+
+def test_a_row_refuses_what_belongs_to_nothing() -> None:
+    nothing, piece = (Piece(np.zeros(n, np.int32), np.zeros(n, np.float32)) for n in (0, 4))
+    assert TokenRow(nothing, (piece, piece), values=(1.0,) * 6).width == 3
+    assert TokenRow(piece, marks=(0, 3), values=(1.0, 2.0)).width == 1
+    with pytest.raises(ValueError, match="at least one token"):
+        TokenRow(nothing)
+    with pytest.raises(ValueError, match="at least one token"):
+        TokenRow(nothing, (piece, nothing))
+    with pytest.raises(ValueError, match="3 values for 2 answers"):
+        TokenRow(piece, (piece, piece), values=(1.0,) * 3)
+    with pytest.raises(ValueError, match="4 values for 2 marks"):
+        TokenRow(piece, values=(1.0,) * 4, marks=(0, 1))
+    with pytest.raises(ValueError, match="4 tokens"):
+        TokenRow(piece, marks=(4,))
+
+
+def test_the_first_token_of_a_text_of_its_own_is_never_learned() -> None:
+    nothing, piece = (Piece(np.zeros(n, np.int32), np.ones(n, np.float32)) for n in (0, 4))
+    assert TokenRow(nothing, (piece, piece)).learned == 6
+    assert TokenRow(piece, (piece,)).learned == 7

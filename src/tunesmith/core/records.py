@@ -98,10 +98,35 @@ class Rated(Record):
 
 @dataclass(frozen=True, slots=True)
 class Labelled(Record):
-    """A text and its label."""
+    """A text and its labels: one, or any number where several may apply at once."""
 
     text: str
-    label: str
+    labels: tuple[str, ...]
+
+    @property
+    def label(self) -> str:
+        """The labels as one text, as an answer that names them."""
+        return ", ".join(self.labels)
+
+
+@dataclass(frozen=True, slots=True)
+class Tagged(Record):
+    """Words, each with its tag."""
+
+    words: tuple[str, ...]
+    tags: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Related(Record):
+    """A text beside others, each with a grade of how near it is.
+
+    A pair: one other, grade 1. A triplet: a near one and far ones, grades 1 and 0. A scored pair: any grade.
+    """
+
+    query: str
+    others: tuple[str, ...]
+    grades: tuple[float, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +135,7 @@ class Prompt(Record):
 
     messages: tuple[Message, ...]
     answer: str = ""
+    tools: tuple[Mapping[str, Any], ...] = ()
 
 
-KINDS: tuple[type[Record], ...] = (Text, Chat, Preference, Rated, Labelled, Prompt)
+KINDS: tuple[type[Record], ...] = (Text, Chat, Preference, Rated, Labelled, Tagged, Related, Prompt)

@@ -37,8 +37,10 @@ class CodecParts:
     encoder_decoder: bool = False
 
 
-def parts_of_folder(folder: Path, template: str | None = None, encoder_decoder: bool = False) -> CodecParts:
-    """The parts in a local model folder; template: as in `Codec.load`.
+def parts_of_folder(
+    folder: Path, template: str | None = None, encoder_decoder: bool = False, *, chats: bool = True
+) -> CodecParts:
+    """The parts in a local model folder; template, chats: as in `Codec.load`.
 
     Raises:
         Problem: the folder holds no tokenizer, or one that cannot be read.
@@ -53,6 +55,8 @@ def parts_of_folder(folder: Path, template: str | None = None, encoder_decoder: 
     specials = _named_specials(config)
     prefix, suffix = _frame(tokenizer)
     prefix = _configured_bos(prefix, config, tokenizer, specials)
+    if not chats:
+        return CodecParts(tokenizer.to_str(), "", None, "", tuple(sorted(specials.items())), prefix, suffix)
     assemble = _assemble_sides if encoder_decoder else _assemble
     return assemble(tokenizer.to_str(), templates, template, specials, (prefix, suffix))
 
@@ -157,6 +161,21 @@ def _frame(tokenizer: Tokenizer) -> tuple[tuple[int, ...], tuple[int, ...]]:
         if full[start : start + len(bare)] == bare:
             return tuple(full[:start]), tuple(full[start + len(bare) :])
     return (), ()
+
+
+def pair_middle(parts: CodecParts) -> tuple[int, ...]:
+    """The ids that the tokenizer puts between the two texts of a pair.
+
+    Where the configuration sets another frame than tokenizer.json, the texts stand in that one after the other.
+    """
+    tokenizer = read_tokenizer(parts.tokenizer, "tokenizer")
+    prefix, suffix = _frame(tokenizer)
+    if (prefix, suffix) != (parts.prefix, parts.suffix):
+        return (*parts.suffix, *parts.prefix)
+    bare = tokenizer.encode("a", add_special_tokens=False).ids
+    rest = tokenizer.encode("a", "a", add_special_tokens=True).ids[len(prefix) + len(bare) :]
+    starts = range(len(rest) - len(bare) + 1)
+    return next((tuple(rest[:start]) for start in starts if rest[start : start + len(bare)] == bare), ())
 
 
 def _configured_bos(

@@ -5,7 +5,8 @@
     Preference  prompt ──┬── chosen                  answers learned
                          └── rejected
     Rated       prompt ───── answer, value 1 or 0    answer learned
-    Prompt      prompt, open for an answer           nothing learned
+    Prompt      prompt, open for an answer           nothing learned; the note holds messages, tools and answer key
+    Labelled, Tagged, Related                        texts that are judged (`framed.py`)
 
 Every row is tokenised as a whole, so its ids are those that serving gives; a preference's trunk is what both
 renderings share before either's first learned token. For encoder-decoders the trunk is the prompt and every answer a
@@ -23,9 +24,11 @@ import numpy as np
 from tunesmith.core.problem import Problem
 from tunesmith.core.records import Chat, Message, Preference, Prompt, Rated, Record, Text
 from tunesmith.core.rows import Piece, TokenRow
+from tunesmith.data.framed import FRAMED, cut_framed, framed
 from tunesmith.data.masks import NoMask, spans
+from tunesmith.data.oddities import record_texts
 from tunesmith.data.report import Rejected
-from tunesmith.data.sides import cut_sides, sides
+from tunesmith.data.sides import cut_sides, prompt_note, sides
 from tunesmith.data.template import TemplateRefusal
 from tunesmith.data.tokenizer import Codec
 
@@ -40,23 +43,31 @@ _EXCERPT = 120
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """The choices of a run that decide which tokens a record becomes."""
+    """The choices of a run that decide which tokens a record becomes.
+
+    labels: those that are learned, in the order of their numbers; several: whether a text may have any number of them;
+    number: whether the label is itself a number to be learned; apart: whether the texts of a Related record are read
+    one by one, not after the query; room: tokens of `max_tokens` that a prompt leaves for its answer.
+    """
 
     kind: type[Record]
     max_tokens: int = 1024
     over_long: Literal["refuse", "drop", "truncate", "split"] = "drop"
     learn: Literal["answers", "last", "all"] = "answers"
+    labels: tuple[str, ...] = ()
+    several: bool = False
+    number: bool = False
+    apart: bool = False
+    room: int = 0
 
     def __post_init__(self) -> None:
-        """Raises: Problem: `split` for anything but plain text, or a kind that becomes no tokens."""
+        """Raises: Problem: `split` for anything but plain text."""
         if self.over_long == "split" and self.kind is not Text:
             raise Problem(
                 "train.over_long",
                 f"'split' is for plain text, and this objective takes {self.kind.__name__} rows",
                 "Choose drop, truncate or refuse",
             )
-        if self.kind not in _ENCODERS:
-            raise Problem("objective", f"takes {self.kind.__name__} rows, which are not written as tokens yet")
 
     def plain(self) -> dict[str, Any]:
         """The rules as plain data, for a fingerprint."""
@@ -65,6 +76,11 @@ class Rules:
             "max_tokens": self.max_tokens,
             "over_long": self.over_long,
             "learn": self.learn,
+            "labels": list(self.labels),
+            "several": self.several,
+            "number": self.number,
+            "apart": self.apart,
+            "room": self.room,
         }
 
 
@@ -81,8 +97,8 @@ def encode(record: Record, codec: Codec, rules: Rules, count: Count = lambda nam
             rows = [_fitting(row, record, codec, rules, count) for row in sides(record, codec, weights)]
         else:
             row = _ENCODERS[type(record)](record, codec, rules)
-            rows = [row] if row.depth <= rules.max_tokens else _shorten(row, record, rules, count)
-        if rules.kind is not Prompt:
+            rows = [row] if row.depth + rules.room <= rules.max_tokens else _shorten(row, record, codec, rules, count)
+        if type(record) in _LEARNED:
             rows = [row for row in rows if row.learned]
     except TemplateRefusal as error:
         return _rejected(record, "refused by the template", str(error))
@@ -95,8 +111,14 @@ def check(codec: Codec, rules: Rules) -> None:
     """Refuse rules that a model cannot keep.
 
     Raises:
-        Problem: an encoder-decoder is to learn plain text, or its prompts.
+        Problem: an encoder-decoder is to learn plain text, or its prompts, or is to judge texts.
     """
+    if codec.encoder_decoder and rules.kind in FRAMED:
+        raise Problem(
+            f"rows of kind {rules.kind.__name__}",
+            "are for models that read with one stack, and this one has an encoder and a decoder",
+            "Take a model without a decoder, or one without an encoder",
+        )
     if codec.encoder_decoder and rules.kind is Text:
         raise Problem(
             "rows of plain text",
@@ -141,8 +163,8 @@ def _rated(record: Rated, codec: Codec, rules: Rules) -> TokenRow:
 
 
 def _prompt(record: Prompt, codec: Codec, rules: Rules) -> TokenRow:
-    ids = codec.encode_chat(record.messages, add_generation_prompt=True)
-    return TokenRow(Piece(np.array(ids, np.int32), np.zeros(len(ids), np.float32)))
+    ids = codec.encode_chat(record.messages, record.tools, add_generation_prompt=True)
+    return TokenRow(Piece(np.array(ids, np.int32), np.zeros(len(ids), np.float32)), note=prompt_note(record))
 
 
 _ENCODERS: dict[type[Record], Callable[[Any, Codec, Rules], TokenRow]] = {
@@ -151,7 +173,10 @@ _ENCODERS: dict[type[Record], Callable[[Any, Codec, Rules], TokenRow]] = {
     Preference: _preference,
     Rated: _rated,
     Prompt: _prompt,
+    **dict.fromkeys(FRAMED, framed),
 }
+_LEARNED = (Text, Chat, Preference, Rated)
+"""The kinds of record whose tokens are learned, so that a row without learned tokens teaches nothing."""
 
 
 def _learned_answers(messages: Sequence[Message], rules: Rules) -> dict[int, float]:
@@ -224,10 +249,17 @@ def _between(piece: Piece, start: int, stop: int) -> Piece:
     return Piece(piece.tokens[start:stop], piece.weights[start:stop])
 
 
-def _shorten(row: TokenRow, record: Record, rules: Rules, count: Count) -> list[TokenRow]:
+def _shorten(row: TokenRow, record: Record, codec: Codec, rules: Rules, count: Count) -> list[TokenRow]:
     """What the rules make of a row that is too long."""
     what = f"has {row.depth:,} tokens, and train.max_tokens is {rules.max_tokens:,}"
+    what += f", of which an answer may take {rules.room:,}" if rules.room else ""
     _refuse_long(what, record, rules)
+    if isinstance(record, Prompt):
+        raise NoMask("too long", f"{what}; a prompt is never cut")
+    if type(record) in FRAMED:
+        short = cut_framed(row, rules.max_tokens, codec, what)
+        count(TRUNCATED)
+        return [short]
     if rules.over_long == "split":
         count(SPLIT)
         return _windows(row.trunk, rules.max_tokens)
@@ -243,6 +275,8 @@ def _fitting(row: TokenRow, record: Record, codec: Codec, rules: Rules, count: C
     side = "prompt" if longest == len(row.trunk) else "answer"
     what = f"has {longest:,} tokens in its {side}, and train.max_tokens is {rules.max_tokens:,}"
     _refuse_long(what, record, rules)
+    if isinstance(record, Prompt):
+        raise NoMask("too long", f"{what}; a prompt is never cut")
     count(TRUNCATED)
     return cut_sides(row, rules.max_tokens, codec)
 
@@ -283,10 +317,7 @@ def _rejected(record: Record, reason: str, message: str) -> Rejected:
 
 def _excerpt(record: Record) -> str:
     """How a record begins, for a person."""
-    if isinstance(record, Text):
-        text = record.text
-    else:
-        messages = getattr(record, "messages", None) or getattr(record, "prompt", ())
-        text = " / ".join(message.content for message in messages)
+    messages = getattr(record, "messages", None) or getattr(record, "prompt", ())
+    text = " / ".join([message.content for message in messages] or record_texts(record))
     text = " ".join(text[: 4 * _EXCERPT].split())
     return text if len(text) <= _EXCERPT else text[:_EXCERPT] + " …"

@@ -4,7 +4,7 @@
     Preference  prompt ──┬── chosen
                          └── rejected
     Rated       prompt ───── answer, value 1 or 0
-    Prompt      prompt, open for an answer
+    Prompt      prompt, open for an answer; the note holds messages, tools and answer key
 
 The prompt is what the tokenizer's chat template writes, or without one the turns as plain text; an answer is plain
 text. Both stand in the frame that the tokenizer puts around a text (T5: text ⏹), so a row without a template has the
@@ -13,6 +13,7 @@ ids that transformers' own tokenizer gives its two texts.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -43,7 +44,7 @@ def cut_sides(row: TokenRow, size: int, codec: Codec) -> TokenRow:
     end = len(codec.parts.suffix) if not codec.template and len(row.trunk) > size else 0
     trunk = np.concatenate([row.trunk.tokens[: size - end], row.trunk.tokens[len(row.trunk) - end :]])
     branches = tuple(Piece(branch.tokens[:size], branch.weights[:size]) for branch in row.branches)
-    return TokenRow(_prompt_piece(trunk), branches, values=row.values)
+    return TokenRow(_prompt_piece(trunk), branches, values=row.values, note=row.note)
 
 
 def _chat(record: Chat, codec: Codec, weights: Weights) -> list[TokenRow]:
@@ -70,7 +71,14 @@ def _rated(record: Rated, codec: Codec, weights: Weights) -> list[TokenRow]:
 
 
 def _prompt(record: Prompt, codec: Codec, weights: Weights) -> list[TokenRow]:
-    return [TokenRow(_prompt_side(codec, record.messages, ()))]
+    return [TokenRow(_prompt_side(codec, record.messages, record.tools), note=prompt_note(record))]
+
+
+def prompt_note(record: Prompt) -> str:
+    """What rewards and engines need of a prompt, as a JSON object: its messages, tools and answer key."""
+    messages = [message.plain() for message in record.messages]
+    note = {"messages": messages, "tools": [dict(tool) for tool in record.tools], "answer": record.answer}
+    return json.dumps(note, ensure_ascii=False)
 
 
 _SIDES: dict[type[Record], Callable[[Any, Codec, Weights], list[TokenRow]]] = {

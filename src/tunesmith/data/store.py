@@ -4,8 +4,10 @@
       tokens.i32    every token of every piece, one after the other
       spans.bin     runs of equal weight: start and stop within their piece, weight
       pieces.bin    for each piece, where its tokens and its spans stop
-      rows.bin      for each row, where its pieces and values stop, its source, place, content key and sizes
-      values.f32    numbers of answers
+      rows.bin      for each row, where its pieces, values, marks and note stop, its source, place, key and sizes
+      values.f32    numbers of answers and marks
+      marks.i32     tokens of trunks that something is read at
+      notes.utf8    what goes with rows as text
       places.json   the files that places name
       report.json   what came in, what is used, what is not; rejects.jsonl beside it
       manifest.json the sizes and hashes of the files above; written last
@@ -31,7 +33,7 @@ from tunesmith.core.records import Place
 from tunesmith.core.rows import Piece, TokenRow
 from tunesmith.core.rundir import sync_folder, write_json
 
-FORMAT = 1
+FORMAT = 2
 """The version of this layout and of how rows become tokens; a new one makes old caches unread."""
 
 Array = NDArray[Any]
@@ -41,10 +43,14 @@ TOKEN = np.dtype("<i4")
 SPAN = np.dtype([("start", "<i4"), ("stop", "<i4"), ("weight", "<f4")])
 PIECE = np.dtype([("tokens", "<i8"), ("spans", "<i8")])
 VALUE = np.dtype("<f4")
+MARK = np.dtype("<i4")
+NOTE = np.dtype("u1")
 ROW = np.dtype(
     [
         ("pieces", "<i8"),
         ("values", "<i8"),
+        ("marks", "<i8"),
+        ("note", "<i8"),
         ("source", "<i4"),
         ("file", "<i4"),
         ("line", "<i8"),
@@ -55,7 +61,18 @@ ROW = np.dtype(
         ("depth", "<i4"),
     ]
 )
-TABLES = {"tokens.i32": TOKEN, "spans.bin": SPAN, "pieces.bin": PIECE, "rows.bin": ROW, "values.f32": VALUE}
+TABLES = {
+    "tokens.i32": TOKEN,
+    "spans.bin": SPAN,
+    "pieces.bin": PIECE,
+    "rows.bin": ROW,
+    "values.f32": VALUE,
+    "marks.i32": MARK,
+    "notes.utf8": NOTE,
+}
+OF_ROWS = {"pieces": "pieces.bin", "values": "values.f32", "marks": "marks.i32", "note": "notes.utf8"}
+"""The columns of `rows.bin` that say where a row's part of another table stops."""
+OF_PIECES = {"tokens": "tokens.i32", "spans": "spans.bin"}
 PLACES = "places.json"
 MANIFEST = "manifest.json"
 _CHUNK = 1 << 22
@@ -74,13 +91,14 @@ def block_of(rows: Sequence[tuple[TokenRow, Place, int, int]]) -> Block:
     files: dict[str, int] = {}
     pieces = [piece for row, *_ in rows for piece in (row.trunk, *row.branches)]
     spans = [_spans(piece) for piece in pieces]
+    notes = [np.frombuffer(row.note.encode(), NOTE) for row, *_ in rows]
     table = np.zeros(len(rows), ROW)
     for at, (row, place, source, key) in enumerate(rows):
         file = files.setdefault(place.file, len(files))
         sizes = (len(row), row.learned, row.depth)
-        counts = (1 + len(row.branches), len(row.values))
+        counts = (1 + len(row.branches), len(row.values), len(row.marks), len(notes[at]))
         table[at] = (*counts, source, file, place.line, place.offset, key, *sizes)
-    for name in ("pieces", "values"):
+    for name in OF_ROWS:
         table[name] = np.cumsum(table[name])
     ends = np.zeros(len(pieces), PIECE)
     ends["tokens"] = np.cumsum([len(piece) for piece in pieces])
@@ -91,6 +109,8 @@ def block_of(rows: Sequence[tuple[TokenRow, Place, int, int]]) -> Block:
         "pieces.bin": ends,
         "rows.bin": table,
         "values.f32": np.array([value for row, *_ in rows for value in row.values], VALUE),
+        "marks.i32": np.array([mark for row, *_ in rows for mark in row.marks], MARK),
+        "notes.utf8": _joined(notes, NOTE),
     }
     return Block(tables, list(files))
 
@@ -102,6 +122,8 @@ def content_key(rows: Iterable[TokenRow]) -> int:
         for piece in (row.trunk, *row.branches):
             state.update(len(piece).to_bytes(8, "little") + piece.tokens.astype(TOKEN).tobytes())
         state.update(np.array(row.values, VALUE).tobytes())
+        if row.marks or row.note:
+            state.update(np.array([len(row.marks), *row.marks], MARK).tobytes() + row.note.encode())
     return int.from_bytes(state.digest(), "little")
 
 
@@ -118,8 +140,8 @@ class StoreWriter:
     def add(self, block: Block) -> None:
         """Append rows."""
         tables = dict(block.tables)
-        tables["rows.bin"] = self._moved(tables["rows.bin"], {"pieces": "pieces.bin", "values": "values.f32"})
-        tables["pieces.bin"] = self._moved(tables["pieces.bin"], {"tokens": "tokens.i32", "spans": "spans.bin"})
+        tables["rows.bin"] = self._moved(tables["rows.bin"], OF_ROWS)
+        tables["pieces.bin"] = self._moved(tables["pieces.bin"], OF_PIECES)
         numbers = np.array([self._files.setdefault(name, len(self._files)) for name in block.files], np.int32)
         if len(tables["rows.bin"]):
             tables["rows.bin"]["file"] = numbers[tables["rows.bin"]["file"]]
@@ -204,9 +226,10 @@ class TokenStore:
         at = int(self.rows[number])
         first, last = self._range("rows.bin", "pieces", at)
         trunk, *branches = [self._piece(piece) for piece in range(first, last)]
-        start, stop = self._range("rows.bin", "values", at)
-        values = tuple(float(value) for value in self._tables["values.f32"][start:stop])
-        return TokenRow(trunk, tuple(branches), values=values, index=number)
+        values = tuple(float(value) for value in self._part("values", at))
+        marks = tuple(int(mark) for mark in self._part("marks", at))
+        note = self._part("note", at).tobytes().decode()
+        return TokenRow(trunk, tuple(branches), values=values, index=number, marks=marks, note=note)
 
     def place(self, number: int) -> Place:
         """Where a row came from."""
@@ -240,6 +263,11 @@ class TokenStore:
 
     def _column(self, name: str) -> Numbers:
         return np.asarray(self._tables["rows.bin"][name][self.rows], np.int64)
+
+    def _part(self, column: str, at: int) -> Array:
+        """A row's part of the table that a column of `rows.bin` points into."""
+        start, stop = self._range("rows.bin", column, at)
+        return self._tables[OF_ROWS[column]][start:stop]
 
     def _range(self, table: str, column: str, at: int) -> tuple[int, int]:
         stops = self._tables[table][column]

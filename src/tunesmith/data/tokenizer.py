@@ -26,7 +26,7 @@ from tokenizers import Tokenizer
 
 from tunesmith.core.problem import Problem
 from tunesmith.core.records import Message
-from tunesmith.data.codec_parts import CodecParts, parts_of, parts_of_folder, read_tokenizer
+from tunesmith.data.codec_parts import CodecParts, pair_middle, parts_of, parts_of_folder, read_tokenizer
 from tunesmith.data.template import RESERVED, Rendered, Template, TemplateRefusal
 
 THINKING = ("<think>", "</think>")
@@ -60,16 +60,19 @@ class Codec:
         self._tool_template = Template(tools, named, parts.date) if tools else self._template
 
     @classmethod
-    def load(cls, folder: Path, template: str | None = None, encoder_decoder: bool = False) -> Codec:
+    def load(
+        cls, folder: Path, template: str | None = None, encoder_decoder: bool = False, *, chats: bool = True
+    ) -> Codec:
         """The codec of a local model folder.
 
         template: a Jinja file or `chatml` to set in place of the folder's own; None keeps that; encoder_decoder:
-        whether the model is one, so that prompts and answers are texts of their own.
+        whether the model is one, so that prompts and answers are texts of their own; chats: whether it takes chats,
+        which an encoder alone does not, so that it has no template.
 
         Raises:
             Problem: the folder holds no tokenizer, or one that cannot be read.
         """
-        return cls(parts_of_folder(folder, template, encoder_decoder))
+        return cls(parts_of_folder(folder, template, encoder_decoder, chats=chats))
 
     @classmethod
     def of(cls, tokenizer: Any, template: str | None = None, encoder_decoder: bool = False) -> Codec:
@@ -146,6 +149,29 @@ class Codec:
     def encode_framed(self, text: str) -> list[int]:
         """The ids of a text with what the tokenizer puts around one, as an encoder-decoder reads and writes texts."""
         return [*self.parts.prefix, *self.encode_text(text), *self.parts.suffix]
+
+    def encode_words(self, words: Sequence[str]) -> tuple[list[int], list[int]]:
+        """The ids of words with a space between them, framed as a text, and for each word where its last token stands.
+
+        A word that has no token of its own is read at the one that spans it or, where there is none, comes next.
+        """
+        text = " ".join(words)
+        tokenizer = self._own
+        if self._specials.search(text) is not None:
+            _refuse_reserved(text)
+            tokenizer = self._twin
+        encoding = tokenizer.encode(text, add_special_tokens=False)
+        stops = np.cumsum([len(word) + 1 for word in words]) - 1
+        ends = np.maximum.accumulate(np.fromiter((stop for _, stop in encoding.offsets), np.int64, len(encoding)))
+        reach = np.searchsorted(ends, stops, side="left")
+        last = np.maximum(reach, np.searchsorted(ends, stops, side="right") - 1).clip(max=len(encoding) - 1)
+        prefix = self.parts.prefix
+        return [*prefix, *encoding.ids, *self.parts.suffix], [len(prefix) + int(at) for at in last if len(encoding)]
+
+    @cached_property
+    def between(self) -> tuple[int, ...]:
+        """The ids that the tokenizer puts between the two texts of a pair."""
+        return pair_middle(self.parts)
 
     def encode_chat(
         self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] = (), add_generation_prompt: bool = False

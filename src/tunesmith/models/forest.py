@@ -7,7 +7,10 @@
 A segment attends causally to itself and wholly to its ancestors, to nothing else; positions go on from the parent.
 A target says: read the hidden state at `source`, the right next token is `token`. So the head and the cross-entropy
 are computed only where something is learned, and the last token of a shared prompt predicts the first token of
-several answers.
+several answers. A mark says: read the hidden state here, a value belongs to it.
+
+    tokens   [ a text .... | one beside it .... | another one .. ]        texts that are compared have no prompt:
+    parent       None              None                None               each is a root, and `sizes` says 3
 
 Models that cannot take a forest get `Batch.padded()`, the same rows one below the other; objectives never know.
 """
@@ -117,8 +120,10 @@ class Batch:
     """One long row of tokens, the tree over it and what is learned from it.
 
     tokens [N]; positions [N]: distance from the root; segments: in the order of their tokens, parents first;
-    leaves [R]: the segment each answer ends in; values [R]: a number an answer (such as a label);
-    rows: the corpus' number of each tree; extras: what `prepare` added, by name.
+    leaves [R]: the segment each answer ends in; values: a number an answer [R] (such as a label), or several [R, W],
+    or one a mark [K]; marks [K]: the tokens that something is read at; mark_rows [K]: the answer each belongs to;
+    rows: the corpus' number of each row; sizes: how many answers each has; notes: the text that goes with each;
+    extras: what `prepare` added, by name.
     """
 
     tokens: Tensor
@@ -127,7 +132,11 @@ class Batch:
     targets: Targets
     leaves: tuple[int, ...]
     values: Tensor
+    marks: Tensor
+    mark_rows: Tensor
     rows: tuple[int, ...]
+    sizes: tuple[int, ...]
+    notes: tuple[str, ...]
     extras: Mapping[str, Tensor] = field(default_factory=dict[str, Tensor])
 
     def __len__(self) -> int:
@@ -160,6 +169,8 @@ class Batch:
             positions=self.positions.to(device),
             targets=targets,
             values=self.values.to(device),
+            marks=self.marks.to(device),
+            mark_rows=self.mark_rows.to(device),
             extras={name: value.to(device) for name, value in self.extras.items()},
         )
 
@@ -187,11 +198,11 @@ class Batch:
 
 
 def plant(rows: Sequence[TokenRow]) -> Batch:
-    """A batch of token rows: each row a tree, its answers numbered in order."""
+    """A batch of token rows: each row a tree, or texts of their own; its answers are numbered in order."""
     trees = _Planting()
     for row in rows:
         trees.add(row)
-    return trees.batch([row.index for row in rows])
+    return trees.batch(rows)
 
 
 class _Planting:
@@ -202,21 +213,24 @@ class _Planting:
         self.starts: list[int] = []
         self.segments: list[Segment] = []
         self.leaves: list[int] = []
-        self.values: list[float] = []
+        self.marks: list[int] = []
+        self.mark_rows: list[int] = []
         self.targets: list[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]] = []
         self.length = 0
 
     def add(self, row: TokenRow) -> None:
-        root = self._segment(row.trunk, None, 0)
-        self._learn(row.trunk, root, before=None)
+        self.marks.extend(self.length + mark for mark in row.marks)
+        self.mark_rows.extend([len(self.leaves)] * len(row.marks))
+        root = self._trunk(row.trunk) if len(row.trunk) else None
         for branch in row.branches:
-            self.leaves.append(self._segment(branch, root, len(row.trunk)))
-            self._learn(branch, self.leaves[-1], before=self.segments[root].stop - 1)
-        if not row.branches:
+            before = None if root is None else self.segments[root].stop - 1
+            leaf = self._segment(branch, root, len(row.trunk))
+            self._learn(branch, leaf, before)
+            self.leaves.append(leaf)
+        if root is not None and not row.branches:
             self.leaves.append(root)
-        self.values.extend(row.values or (0.0,) * row.answers)
 
-    def batch(self, rows: Sequence[int]) -> Batch:
+    def batch(self, rows: Sequence[TokenRow]) -> Batch:
         source, token, answer, weight = (np.concatenate(part) for part in zip(*self.targets, strict=True))
         positions = [np.arange(len(p)) + start for p, start in zip(self.pieces, self.starts, strict=True)]
         return Batch(
@@ -225,9 +239,18 @@ class _Planting:
             segments=tuple(self.segments),
             targets=Targets(*(torch.from_numpy(part) for part in (source, token, answer, weight))),
             leaves=tuple(self.leaves),
-            values=torch.tensor(self.values, dtype=torch.float32),
-            rows=tuple(rows),
+            values=_values(rows),
+            marks=torch.tensor(self.marks, dtype=torch.long),
+            mark_rows=torch.tensor(self.mark_rows, dtype=torch.long),
+            rows=tuple(row.index for row in rows),
+            sizes=tuple(row.answers for row in rows),
+            notes=tuple(row.note for row in rows),
         )
+
+    def _trunk(self, piece: Piece) -> int:
+        root = self._segment(piece, None, 0)
+        self._learn(piece, root, before=None)
+        return root
 
     def _segment(self, piece: Piece, parent: int | None, position: int) -> int:
         self.segments.append(Segment(self.length, self.length + len(piece), parent))
@@ -239,15 +262,32 @@ class _Planting:
     def _learn(self, piece: Piece, segment: int, before: int | None) -> None:
         """Note the targets of a piece; `before` is the token that predicts its first one.
 
-        A trunk's targets belong to the first of its answers.
+        They belong to the answer that comes next: a branch's to its own, a trunk's to the first of its answers.
         """
         learned = np.flatnonzero(piece.weights)
         if before is None:
             learned = learned[learned > 0]
         start = self.segments[segment].start
         source = np.where(learned == 0, -1 if before is None else before, start + learned - 1)
-        answer = np.full(len(learned), max(0, len(self.leaves) - (before is not None)))
+        answer = np.full(len(learned), len(self.leaves))
         self.targets.append((source, piece.tokens[learned].astype(np.int64), answer, piece.weights[learned]))
+
+
+def _values(rows: Sequence[TokenRow]) -> Tensor:
+    """The values of rows: [R], or [R, W] where an answer has several, or [K] for marks; zero where a row has none.
+
+    Raises:
+        ValueError: rows of different widths, or some with marks and some with values of answers.
+    """
+    widths = {row.width for row in rows if row.values} or {1}
+    if len(widths) > 1 or len({bool(row.marks) for row in rows if row.values or row.marks}) > 1:
+        raise ValueError(f"rows whose values differ in kind cannot stand in one batch (widths {sorted(widths)})")
+    width = widths.pop()
+    marked = any(row.marks for row in rows)
+    places = [len(row.marks) if marked else row.answers for row in rows]
+    numbers = [row.values or (0.0,) * (width * place) for row, place in zip(rows, places, strict=True)]
+    values = torch.tensor([number for part in numbers for number in part], dtype=torch.float32)
+    return values if width == 1 else values.reshape(-1, width)
 
 
 def by_row(batch: Batch, values: Tensor) -> Tensor:

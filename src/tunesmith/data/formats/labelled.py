@@ -32,7 +32,7 @@ class LabelledText(Format):
     def read(self, row: Row, place: Place) -> Labelled:
         """The text and label of a row."""
         text = filled(row, first_given(row, TEXTS) or "text", "empty-text")
-        return Labelled(text, _label(row), place=place)
+        return Labelled(text, (_label(row),), place=place)
 
 
 def _label(row: Row) -> str:
