@@ -137,7 +137,7 @@ def logits(shelf: Shelf, *rows: tuple[str, ...]) -> Tensor:
     answers = planned[-1][0]
     assert len({id(found) for found, _ in planned}) == 1 or len(rows) > 1
     jobs = [job for _, job in planned]
-    with answers._ready(0):
+    with answers._ready():
         tokens = torch.tensor([job.tokens for job in jobs])
         return answers.model(input_ids=tokens, **answers._further(jobs)).logits[:, -1]
 

@@ -167,11 +167,11 @@ class Shelf(Answers):
         chosen: Sequence[Names] | None,
     ) -> Iterator[Answer]:
         ready: dict[int, Answer] = {}
-        numbers, following = itertools.count(), 0
+        following = 0
         while batches:
             answers, batch = batches.pop(0)
             try:
-                drawn = dict(answers.drawn(batch, sampling, next(numbers)))
+                drawn = dict(answers.drawn(batch, sampling))
             except Replaced:
                 batches = self._moment.batches(waiting, sampling, chosen)
                 continue

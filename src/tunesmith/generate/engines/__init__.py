@@ -1,7 +1,8 @@
 """The contract of engines: what answers. One file an engine.
 
-    engine (options) ── open(model) ─▶ Answers ── answer(prompts, sampling) ─▶ Answer, Answer …
-                                             └─ stream(prompt, sampling) ─▶ text, piece by piece
+    engine (options) ── open(model) ─▶ Answers ─┬─ answer(prompts, sampling)     ─▶ Answer, Answer …
+                                                ├─ answers(prompts, sampling, n) ─▶ (Answer × n), (Answer × n) …
+                                                └─ stream(prompt, sampling)      ─▶ text, piece by piece
 
 An engine in this process takes a model that is in memory already (`bind` of the local one); one that holds the model
 itself, or only knows its address, opens it by name. What comes out is the same.
@@ -12,6 +13,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 from tunesmith.core.plugins import Plugin
 from tunesmith.core.records import Chat, Text
@@ -45,6 +47,18 @@ class Answers(ABC):
             Problem: an ask that leaves no room for an answer; nothing is answered then.
         """
 
+    def answers(self, asks: Sequence[Ask], sampling: Sampling, n: int) -> Iterator[tuple[Answer, ...]]:
+        """n answers to each ask, in their order, each with a draw of its own; without a temperature they are equal.
+
+        They are those of `answer` for the asks with each of them n times in a row.
+
+        Raises:
+            Problem: as `answer`.
+        """
+        if n < 1:
+            raise ValueError(f"n is {n}, and an ask has one answer at least")
+        return in_groups(self.answer([ask for ask in asks for _ in range(n)], sampling), n)
+
     @abstractmethod
     def stream(self, ask: Ask, sampling: Sampling) -> Generator[str, None, None]:
         """The text of one answer, piece by piece, whole characters only; closing the generator stops the model.
@@ -52,6 +66,12 @@ class Answers(ABC):
         Raises:
             Problem: as `answer`.
         """
+
+
+def in_groups(answers: Iterator[Answer], n: int) -> Iterator[tuple[Answer, ...]]:
+    """Answers in groups of n, as they come."""
+    while group := tuple(islice(answers, n)):
+        yield group
 
 
 class Engine(Plugin):

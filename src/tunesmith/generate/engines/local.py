@@ -2,7 +2,8 @@
 
     asks ─▶ tokens ─▶ batches by length, padded on the left ─▶ generate ─▶ cut at end tokens and stop texts ─▶ answers
 
-Prompts for an encoder are padded on the right, and what is generated begins with the decoder's start token.
+Prompts for an encoder are padded on the right, and what is generated begins with the decoder's start token. A prompt
+that stands in a batch several times is read once (`generate/prefill.py`).
 
 What a model's own generation settings say (temperature, penalties …) is not used: only `Sampling` counts, so that
 the same options mean the same for every model.
@@ -13,6 +14,8 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from dataclasses import replace
+from functools import cached_property
 from typing import Annotated, Any
 
 import torch
@@ -27,12 +30,14 @@ from tunesmith.core.run import ModelSpec
 from tunesmith.data.template import TemplateRefusal
 from tunesmith.data.tokenizer import Codec
 from tunesmith.generate.batches import Job, left_padded, pack, right_padded
+from tunesmith.generate.draws import processors
 from tunesmith.generate.engines import Answer, Answers, Ask, Engine
 from tunesmith.generate.opened import open_model, quiet
+from tunesmith.generate.prefill import read_once, refused, repeated
 from tunesmith.generate.sampling import Sampling
 from tunesmith.generate.stops import Holder, StopTexts, cut
 from tunesmith.generate.stream import pull
-from tunesmith.models.ancestor import ancestor_of, length_of
+from tunesmith.models.ancestor import Ancestor, ancestor_of, length_of
 from tunesmith.models.encoder_decoder import start_token
 
 Around = Callable[[], AbstractContextManager[object]]
@@ -86,8 +91,19 @@ class LocalAnswers(Answers):
         limit = getattr(self.base.config.get_text_config(), "max_position_embeddings", None)
         return None if limit is None else limit - length_of(self.model)
 
+    @cached_property
+    def reads_again(self) -> str | None:
+        """Why a prompt is read anew for each of its answers; None where it is read once for all."""
+        with self._ready():
+            ancestor = ancestor_of(self.model)
+            pads = ancestor.pads(self.base)
+            return refused(self.base, self._called(ancestor), self._prompts(ancestor), pads, self._opening)
+
     def answer(self, asks: Sequence[Ask], sampling: Sampling) -> Iterator[Answer]:
-        jobs = [self.job(index, ask, sampling) for index, ask in enumerate(asks)]
+        jobs: list[Job] = []
+        for index, ask in enumerate(asks):
+            again = index > 0 and ask is asks[index - 1]
+            jobs.append(replace(jobs[-1], index=index) if again else self.job(index, ask, sampling))
         return self._answers(self.packed(jobs, sampling), sampling)
 
     def stream(self, ask: Ask, sampling: Sampling) -> Generator[str, None, None]:
@@ -99,16 +115,16 @@ class LocalAnswers(Answers):
         pad = sampling.repetition_penalty == 1.0 and ancestor_of(self.model).pads(self.base)
         return pack(jobs, self.batch_tokens, pad=pad)
 
-    def drawn(self, batch: Sequence[Job], sampling: Sampling, number: int) -> Iterator[tuple[int, Answer]]:
-        """Each job's index and its answer; number: of the batch, by which its draws differ from those of others."""
-        rows = self._generate(batch, sampling, number).tolist()
+    def drawn(self, batch: Sequence[Job], sampling: Sampling) -> Iterator[tuple[int, Answer]]:
+        """Each job's index, which its draws follow from, and its answer."""
+        rows = self._generate(batch, sampling).tolist()
         return ((job.index, self._finish(job, row, sampling)) for job, row in zip(batch, rows, strict=True))
 
     def _answers(self, batches: Sequence[Sequence[Job]], sampling: Sampling) -> Iterator[Answer]:
         ready: dict[int, Answer] = {}
         following = 0
-        for number, batch in enumerate(batches):
-            ready.update(self.drawn(batch, sampling, number))
+        for batch in batches:
+            ready.update(self.drawn(batch, sampling))
             while following in ready:
                 yield ready.pop(following)
                 following += 1
@@ -119,7 +135,7 @@ class LocalAnswers(Answers):
         ends = self.codec.end_tokens
         for token in job.lead:
             decoder.add(token)
-        tokens = pull(lambda pipe, closed: self._generate([job], sampling, 0, pipe, closed))
+        tokens = pull(lambda pipe, closed: self._generate([job], sampling, pipe, closed))
         try:
             for token in tokens:
                 if token not in ends and (piece := holder.push(decoder.add(token))):
@@ -133,45 +149,60 @@ class LocalAnswers(Answers):
         self,
         batch: Sequence[Job],
         sampling: Sampling,
-        number: int,
         pipe: BaseStreamer | None = None,
         closed: StoppingCriteria | None = None,
     ) -> Tensor:
         """The tokens [B, L] that follow the prompts of a batch; rows that end early are filled up at their end."""
-        sides = self.codec.encoder_decoder
-        tokens, mask = (right_padded if sides else left_padded)(batch, self.codec.pad, self.base.device)
+        prompts, rows = _distinct(batch)
+        once = len(prompts) < len(batch) and self.reads_again is None
         criteria = StoppingCriteriaList([closed] if closed else [])
-        with self._ready(_mixed(sampling.seed, number)):
-            ancestor = ancestor_of(self.model)
-            inputs = ancestor.prompts(self.base, tokens, mask)
-            begun = 1 if sides else inputs["input_ids"].shape[1]
+        with self._ready():
+            inputs, begun = self._inputs(prompts, rows, once)
             if sampling.stop:
                 criteria.append(StopTexts(sampling.stop, self.codec.decode, begun))
-            model = self.base if ancestor.length else self.model
-            out = model.generate(
+            out = self._called(ancestor_of(self.model)).generate(
                 **inputs,
                 generation_config=self._config(sampling, batch[0].room),
+                logits_processor=processors(sampling, [job.index for job in batch], self.base.device),
                 stopping_criteria=criteria,
                 streamer=pipe,
                 **self._further(batch),
             )
         return out[:, begun:].cpu()
 
+    def _inputs(self, prompts: Sequence[Job], rows: Sequence[int], once: bool) -> tuple[dict[str, Any], int]:
+        """What `generate` is called with, and where in its rows the answers begin; rows: the prompt of each."""
+        sides = self.codec.encoder_decoder
+        tokens, mask = (right_padded if sides else left_padded)(prompts, self.codec.pad, self.base.device)
+        ancestor = ancestor_of(self.model)
+        inputs = self._prompts(ancestor)(tokens, mask)
+        begun = 1 if sides else inputs["input_ids"].shape[1]
+        places = torch.tensor(rows, device=self.base.device)
+        if once:
+            model = self._called(ancestor)
+            return read_once(self.base, model, inputs, places, **self._further(prompts)), begun
+        return (inputs if len(rows) == len(prompts) else repeated(inputs, places)), begun
+
+    def _prompts(self, ancestor: Ancestor) -> Callable[[Tensor, Tensor], dict[str, Any]]:
+        return lambda tokens, mask: ancestor.prompts(self.base, tokens, mask)
+
+    def _called(self, ancestor: Ancestor) -> Any:
+        """What runs: PEFT's wrapper would put a soft prompt before the rows once more."""
+        return self.base if ancestor.length else self.model
+
     def _further(self, batch: Sequence[Job]) -> dict[str, Any]:
         """What else `generate` is called with."""
         return {}
 
     def _config(self, sampling: Sampling, room: int) -> GenerationConfig:
-        drawn = {"temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": sampling.top_k}
         return GenerationConfig(
             max_new_tokens=room,
-            do_sample=sampling.temperature > 0,
+            do_sample=False,  # what is drawn is the largest score, after `processors`
             repetition_penalty=sampling.repetition_penalty,
             eos_token_id=sorted(self.codec.end_tokens) or None,
             pad_token_id=self.codec.pad,
             use_cache=True,
             **self._opening,
-            **(drawn if sampling.temperature > 0 else {}),
         )
 
     def _finish(self, job: Job, tokens: list[int], sampling: Sampling) -> Answer:
@@ -221,16 +252,13 @@ class LocalAnswers(Answers):
             ) from refusal
 
     @contextmanager
-    def _ready(self, seed: int) -> Iterator[None]:
-        """Alone with the model, in evaluation mode, with a seed of its own and no generation settings but ours."""
-        cuda = [self.base.device] if self.base.device.type == "cuda" else []
+    def _ready(self) -> Iterator[None]:
+        """Alone with the model, in evaluation mode, with no generation settings but ours."""
         with ExitStack() as stack:
             stack.enter_context(self._one_at_a_time)
             stack.enter_context(quiet(self.model))
             stack.enter_context(self.around())
-            stack.enter_context(torch.random.fork_rng(devices=cuda))
             stack.enter_context(_own_settings({self.model, self.base}))
-            torch.manual_seed(seed)
             yield
 
 
@@ -247,6 +275,8 @@ def _own_settings(models: set[Any]) -> Iterator[None]:
             model.generation_config = config
 
 
-def _mixed(seed: int, batch: int) -> int:
-    """A seed for each batch of a call, far from those of neighbouring seeds."""
-    return (seed * 1_000_003 + batch) % (1 << 63)
+def _distinct(batch: Sequence[Job]) -> tuple[list[Job], list[int]]:
+    """The jobs whose prompts differ, and for each job the place of its prompt among them."""
+    places: dict[tuple[tuple[int, ...], tuple[str, ...]], int] = {}
+    rows = [places.setdefault((job.tokens, job.worn), len(places)) for job in batch]
+    return [batch[rows.index(place)] for place in range(len(places))], rows

@@ -100,12 +100,11 @@ class MedusaAnswers(LocalAnswers):
         self,
         batch: Sequence[Job],
         sampling: Sampling,
-        number: int,
         pipe: BaseStreamer | None = None,
         closed: StoppingCriteria | None = None,
     ) -> Tensor:
         rows = []
-        with self._ready(sampling.seed):
+        with self._ready():
             for job in batch:
                 if pipe is not None:
                     pipe.put(torch.tensor(job.tokens))

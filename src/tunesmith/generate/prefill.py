@@ -1,0 +1,104 @@
+"""A prompt is read once for all its answers: what is kept of it is repeated, and each row goes on alone.
+
+    prompt without its last token ─▶ keys and values [P, …] ─▶ one copy a row [B, …] ─▶ generate goes on with the last
+    prompt of an encoder          ─▶ its states [P, L, d]   ─▶ one copy a row [B, …] ─▶ generate begins the answer
+
+Whether a model can go on so is found by trying: the first logits of a small batch, read once and read row by row. What
+differs, as a state space whose state is no cache of tokens, reads its prompt anew for each answer.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache, GenerationConfig
+from transformers.modeling_outputs import BaseModelOutput
+
+from tunesmith.models.probe import TOLERANCE
+
+Inputs = Mapping[str, Any]
+"""What `generate` is called with for some prompts: tokens [P, L] or their embeddings, a mask, perhaps a cache."""
+
+
+def repeated(inputs: Inputs, rows: Tensor) -> dict[str, Any]:
+    """The inputs of rows [B], each of which is a prompt of its own, of which nothing was read yet.
+
+    rows: the prompt of each row.
+    """
+    cache = inputs.get("past_key_values")
+    if cache is not None:
+        cache.reorder_cache(rows)
+    own = {name: part[rows] for name, part in inputs.items() if isinstance(part, Tensor)}
+    return own if cache is None else {**own, "past_key_values": cache}
+
+
+def read_once(base: Any, model: Any, inputs: Inputs, rows: Tensor, **further: Any) -> dict[str, Any]:
+    """The same, of which everything was read that the rows of a prompt have in common.
+
+    base: the transformers model; model: what is called, it or a wrapper of it; further: what it is called with beside.
+    """
+    if base.config.is_encoder_decoder:
+        return _encoded(base, inputs, rows)
+    ids, mask = inputs["input_ids"], inputs["attention_mask"]
+    cache = inputs.get("past_key_values")
+    cache = DynamicCache(config=base.config.get_text_config(decoder=True)) if cache is None else cache
+    begun = cache.get_seq_length()
+    if ids.shape[1] - begun > 1:
+        embedded = inputs.get("inputs_embeds")
+        text = {"input_ids": ids[:, begun:-1]} if embedded is None else {"inputs_embeds": embedded[:, begun:-1]}
+        options = {"use_cache": True, "past_key_values": cache, **_accepted(base, mask, begun), **further}
+        model(**text, attention_mask=mask[:, :-1], **options)
+    return repeated({**inputs, "past_key_values": cache}, rows)
+
+
+@torch.no_grad()
+def refused(
+    base: Any, model: Any, prompts: Callable[[Tensor, Tensor], Inputs], pads: bool, opening: Mapping[str, Any]
+) -> str | None:
+    """Why a prompt is not read once for all its answers; None if it is.
+
+    prompts: from tokens [P, L] and mask [P, L] to inputs; pads: whether the mask may have zeros; opening: how an answer
+    begins, as options of `generate`.
+    """
+    size = base.config.get_text_config().vocab_size
+    tokens = torch.arange(14, device=base.device).view(2, 7) % size
+    mask = torch.ones_like(tokens)
+    if pads:
+        side = slice(5, None) if base.config.is_encoder_decoder else slice(None, 2)
+        mask[1, side] = 0
+    rows = torch.tensor([0, 0, 1], device=base.device)
+    expected = _first_logits(model, repeated(prompts(tokens, mask), rows), opening)
+    try:
+        found = _first_logits(model, read_once(base, model, prompts(tokens, mask), rows), opening)
+    except Exception as error:  # whatever a foreign architecture raises means that it cannot go on so
+        why = f"{type(error).__name__}: {error}".splitlines()[0]
+        return f"{type(base).__name__} cannot go on from a prompt that was read ({why})"
+    off = float((found - expected).abs().max() / expected.abs().max().clamp_min(1e-6))
+    if not off <= TOLERANCE.get(base.dtype, 1e-4):
+        return f"{type(base).__name__} goes on otherwise from a prompt that was read (logits differ by {off:.2g})"
+    return None
+
+
+def _first_logits(model: Any, inputs: Inputs, opening: Mapping[str, Any]) -> Tensor:
+    """[B, V] the logits that the first token of each row is taken by."""
+    asked = {"max_new_tokens": 1, "do_sample": False, "output_logits": True, "return_dict_in_generate": True}
+    return model.generate(**inputs, generation_config=GenerationConfig(**asked, **opening)).logits[0].float()
+
+
+def _encoded(base: Any, inputs: Inputs, rows: Tensor) -> dict[str, Any]:
+    """The inputs of a decoder's rows, whose encoder read each prompt once."""
+    states = base.get_encoder()(**inputs, return_dict=True).last_hidden_state
+    outputs = BaseModelOutput(last_hidden_state=states[rows])
+    return {"encoder_outputs": outputs, "attention_mask": inputs["attention_mask"][rows]}
+
+
+def _accepted(base: Any, mask: Tensor, begun: int) -> dict[str, Any]:
+    """What `generate` would pass of positions, and how few logits it would ask for, where the model takes them."""
+    known = inspect.signature(base.forward).parameters
+    positions = (mask.long().cumsum(-1) - 1).masked_fill(mask == 0, 0)
+    options = {"position_ids": positions[:, begun:-1], "logits_to_keep": 1}
+    return {name: value for name, value in options.items() if name in known}
