@@ -1,7 +1,4 @@
-"""Losses and gradients of SFT and DPO against TRL's trainers: the same weights, the same tokens, float32.
-
-TRL's defaults that would change the numbers are set off: bf16, checkpointing, truncation.
-"""
+"""Losses and gradients of SFT and DPO against TRL's trainers: the same weights, the same tokens, float32."""
 
 from __future__ import annotations
 
@@ -12,76 +9,29 @@ import pytest
 import tiny
 import torch
 from made_codecs import oracle
-from peft import LoraConfig, get_peft_model
-from torch import Tensor, nn
-from transformers import AutoModelForCausalLM
+from trl_oracle import (
+    QUIET,
+    adapted,
+    assert_same,
+    changed,
+    gradients,
+    objective_of,
+    ours,
+    plain,
+    reference_of,
+    trainer_of,
+    with_other_reference,
+)
 
-from tunesmith.core.plugins import build
 from tunesmith.core.rows import TokenRow
-from tunesmith.models.attention import NAME
 from tunesmith.models.forest import plant
-from tunesmith.models.policy import Policy
-from tunesmith.objectives import Objective
 
 trl = pytest.importorskip("trl")
-QUIET: dict[str, Any] = {
-    "bf16": False,
-    "gradient_checkpointing": False,
-    "max_length": None,
-    "report_to": "none",
-    "use_cpu": True,
-    "save_strategy": "no",
-}
-
-
-def plain(base: Path) -> Any:
-    return AutoModelForCausalLM.from_pretrained(base, attn_implementation="eager")
-
-
-def adapted(model: Any, seed: int = 3) -> Any:
-    """LoRA whose change is still zero."""
-    torch.manual_seed(seed)
-    return get_peft_model(model, LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM"))
-
-
-def changed(model: Any, seed: int = 3) -> Any:
-    """A change that is not zero, so that policy and reference differ."""
-    torch.manual_seed(seed)
-    for name, weight in model.named_parameters():
-        if "lora_B.default" in name:
-            nn.init.normal_(weight, std=0.05)
-    return model
-
-
-def ours(base: Path, *, lora: bool) -> tuple[Policy, nn.Module]:
-    model = plain(base)
-    trained = changed(adapted(model)) if lora else model
-    model.set_attn_implementation(NAME)
-    off = trained.disable_adapter if lora else None
-    return Policy(model, forest=True, trained=trained, off=off), trained
-
-
-def gradients(model: nn.Module) -> dict[str, Tensor]:
-    return {name: weight.grad for name, weight in model.named_parameters() if weight.grad is not None}
-
-
-def assert_same(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> None:
-    assert ours.keys() == theirs.keys()
-    assert ours
-    for name, value in ours.items():
-        size = theirs[name].abs().max().clamp_min(1e-4)
-        assert (value - theirs[name]).abs().max() <= 3e-4 * size, name
 
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny.folder(tmp_path_factory.mktemp("base"))
-
-
-def objective_of(value: Any) -> Objective:
-    found = build("objective", value)
-    assert isinstance(found, Objective)
-    return found
 
 
 def texts(rows: list[TokenRow]) -> list[dict[str, list[int]]]:
@@ -115,64 +65,94 @@ def test_sft(lora: bool, base: Path, tmp_path: Path) -> None:
     assert_same(gradients(trained), gradients(trainer.accelerator.unwrap_model(trainer.model)))
 
 
+DPO: list[tuple[dict[str, Any], dict[str, Any]]] = [
+    ({"beta": 0.1}, {"beta": 0.1}),
+    ({"beta": 0.7}, {"beta": 0.7}),
+    ({"beta": 0.7, "normalise": "length"}, {"beta": 0.7, "loss_type": "sigmoid_norm"}),
+    ({"beta": 0.4, "form": "hinge"}, {"beta": 0.4, "loss_type": "hinge"}),
+    ({"beta": 0.4, "form": "ipo"}, {"beta": 0.4, "loss_type": "ipo"}),
+    (
+        {"beta": 0.4, "form": "robust", "label_smoothing": 0.2},
+        {"beta": 0.4, "loss_type": "robust", "label_smoothing": 0.2},
+    ),
+]
+"""Options of ours, and of TRL."""
+
+
 @pytest.mark.parametrize("lora", [True, False], ids=["lora", "full"])
-@pytest.mark.parametrize("beta", [0.1, 0.7])
-def test_dpo(lora: bool, beta: float, base: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("options", "theirs"), DPO, ids=lambda value: "-".join(map(str, value.values())))
+def test_dpo(options: dict[str, Any], theirs: dict[str, Any], lora: bool, base: Path, tmp_path: Path) -> None:
     rows = tiny.pair_rows(5, seed=2)
     policy, trained = ours(base, lora=lora)
-    objective = objective_of({"dpo": {"beta": beta}})
-    batch = plant(rows)
-    batch = objective.prepare(policy, batch) if lora else with_other_reference(batch, base)
-    loss, figures = objective.loss(policy, batch)
-    loss = loss / objective.count(batch)
+    loss, figures = our_loss({"dpo": options}, policy if lora else with_other_reference(policy, base), rows)
     loss.backward()
-    trainer = dpo_trainer(base, tmp_path, lora, beta)
-    from trl.trainer.dpo_trainer import DataCollatorForPreference
-
-    inputs = DataCollatorForPreference(pad_token_id=0)(
-        [
-            {
-                "prompt_ids": row.trunk.tokens.tolist(),
-                "chosen_ids": row.branches[0].tokens.tolist(),
-                "rejected_ids": row.branches[1].tokens.tolist(),
-            }
-            for row in rows
-        ]
-    )
-    trainer.model.eval()
-    theirs = trainer.compute_loss(trainer.model, inputs)
-    theirs.backward()
+    trainer = dpo_trainer(base, tmp_path, lora, **theirs)
+    found = trainer.compute_loss(trainer.model, dpo_inputs(rows))
+    found.backward()
     assert abs(loss.item() - 0.6931) > 1e-3
-    assert loss.item() == pytest.approx(theirs.item(), rel=1e-4)
+    assert loss.item() == pytest.approx(found.item(), rel=1e-5)
     assert_same(gradients(trained), gradients(trainer.accelerator.unwrap_model(trainer.model)))
     told = trainer._metrics["eval"]
-    assert float(figures["accuracy"]) / len(rows) == pytest.approx(told["rewards/accuracies"][0])
-    assert float(figures["chosen"]) / len(rows) == pytest.approx(told["rewards/chosen"][0], rel=1e-3, abs=1e-5)
+    assert figures["chosen_logprob"] == pytest.approx(told["logps/chosen"][0], rel=1e-5)
+    if "normalise" not in options and options.get("form") != "ipo":
+        assert figures["accuracy"] == pytest.approx(told["rewards/accuracies"][0])
+        for name, their in (
+            ("chosen", "rewards/chosen"),
+            ("rejected", "rewards/rejected"),
+            ("lead", "rewards/margins"),
+        ):
+            assert figures[name] == pytest.approx(told[their][0], rel=1e-3, abs=1e-5)
 
 
-def reference_of(base: Path) -> Any:
-    """For full fine-tuning: a reference that is another model, so that the loss is not ln 2."""
-    return changed(adapted(plain(base), seed=9), seed=9).merge_and_unload()
+def test_conservative_dpo_is_trl_on_pairs_that_are_partly_swapped(base: Path, tmp_path: Path) -> None:
+    """TRL's own sigmoid loss leaves label smoothing out, so it is asked twice: as given, and the wrong way round."""
+    rows = tiny.pair_rows(5, seed=2)
+    policy, trained = ours(base, lora=True)
+    loss, _ = our_loss({"dpo": {"beta": 0.7, "label_smoothing": 0.3}}, policy, rows)
+    loss.backward()
+    trainer = dpo_trainer(base, tmp_path, True, beta=0.7)
+    swapped = [TokenRow(row.trunk, row.branches[::-1]) for row in rows]
+    right, wrong = (trainer.compute_loss(trainer.model, dpo_inputs(given)) for given in (rows, swapped))
+    found = 0.7 * right + 0.3 * wrong
+    found.backward()
+    assert loss.item() == pytest.approx(found.item(), rel=1e-5)
+    assert_same(gradients(trained), gradients(trainer.accelerator.unwrap_model(trainer.model)))
 
 
-def with_other_reference(batch: Any, base: Path) -> Any:
-    model = reference_of(base)
-    model.set_attn_implementation(NAME)
-    scored = Policy(model, forest=True, off=torch.no_grad)
-    return objective_of("dpo").prepare(scored, batch)
+def test_dpo_beside_the_likelihood_of_chosen_answers(base: Path, tmp_path: Path) -> None:
+    """TRL takes the mean over the tokens of a micro-batch, ours each answer's own, so pairs are given one by one."""
+    rows = tiny.pair_rows(4, seed=2)
+    policy, trained = ours(base, lora=True)
+    loss, _ = our_loss({"dpo": {"beta": 0.7, "sft_weight": 0.4}}, policy, rows)
+    loss.backward()
+    trainer = dpo_trainer(base, tmp_path, True, beta=0.7, loss_type=["sigmoid", "sft"], loss_weights=[1.0, 0.4])
+    found = torch.stack([trainer.compute_loss(trainer.model, dpo_inputs([row])) for row in rows]).mean()
+    found.backward()
+    assert loss.item() == pytest.approx(found.item(), rel=1e-5)
+    assert_same(gradients(trained), gradients(trainer.accelerator.unwrap_model(trainer.model)))
 
 
-def dpo_trainer(base: Path, where: Path, lora: bool, beta: float) -> Any:
-    from datasets import Dataset
+def our_loss(options: Any, policy: Any, rows: list[TokenRow]) -> tuple[Any, dict[str, float]]:
+    """The mean loss and figures over a batch."""
+    objective = objective_of(options)
+    batch = objective.prepare(policy, plant(rows))
+    loss, figures = objective.loss(policy, batch)
+    count = objective.count(batch)
+    return loss / count, {name: float(value) / count for name, value in figures.items()}
 
+
+def dpo_inputs(rows: list[TokenRow]) -> Any:
+    from trl.trainer.dpo_trainer import DataCollatorForPreference
+
+    names = ("chosen_ids", "rejected_ids")
+    answers = [dict(zip(names, (branch.tokens.tolist() for branch in row.branches), strict=True)) for row in rows]
+    examples = [{"prompt_ids": row.trunk.tokens.tolist(), **pair} for row, pair in zip(rows, answers, strict=True)]
+    return DataCollatorForPreference(pad_token_id=0)(examples)
+
+
+def dpo_trainer(base: Path, where: Path, lora: bool, **options: Any) -> Any:
     rows = [{"prompt": "a", "chosen": " b", "rejected": " c"}] * 2
-    trainer = trl.DPOTrainer(
-        adapted(plain(base)) if lora else plain(base),
-        ref_model=None if lora else reference_of(base),
-        args=trl.DPOConfig(str(where), beta=beta, **QUIET),
-        train_dataset=Dataset.from_list(rows),
-        processing_class=oracle(),
-    )
-    if lora:  # TRL copies an adapter that it is given as the reference, so the policy's moves only now
-        changed(trainer.accelerator.unwrap_model(trainer.model))
-    return trainer
+    args = trl.DPOConfig(str(where), **options, **QUIET)
+    if lora:
+        return trainer_of(trl.DPOTrainer, adapted(plain(base)), args, rows)
+    return trainer_of(trl.DPOTrainer, plain(base), args, rows, ref_model=reference_of(base))
