@@ -14,9 +14,11 @@ from made_codecs import oracle, sides_oracle
 from safetensors.torch import load_file
 from transformers import (
     CONFIG_MAPPING,
+    AutoModel,
     AutoModelForCausalLM,
     AutoModelForSeq2SeqLM,
     AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
     PreTrainedConfig,
     PreTrainedModel,
 )
@@ -25,6 +27,7 @@ from tunesmith.core.events import Event, read_events
 from tunesmith.core.rows import Piece, TokenRow
 from tunesmith.core.run import Run, parse_run
 from tunesmith.models.forest import Batch, plant
+from tunesmith.models.heads import HeadSpec
 from tunesmith.train.verb import Result, train
 
 COMMON: dict[str, Any] = {
@@ -114,6 +117,14 @@ SIDES_FAMILIES: dict[str, dict[str, Any]] = {
 }
 """Families with an encoder and a decoder."""
 
+HEADS = {
+    "lm": AutoModelForCausalLM,
+    "score": AutoModelForSequenceClassification,
+    "tags": AutoModelForTokenClassification,
+    "states": AutoModel,
+}
+"""The class of transformers for each kind of head."""
+
 CHATS = [
     {"instruction": f"what is {word}?", "output": f"{word} is a {kind}."}
     for word, kind in (
@@ -133,7 +144,9 @@ CHATS = [
 ]
 TEXTS = [{"text": f"{row['instruction']} {row['output']} the end"} for row in CHATS]
 PAIRS = [{"instruction": row["instruction"], "chosen": row["output"], "rejected": "I do not know."} for row in CHATS]
-ROWS = {"pretrain": TEXTS, "sft": CHATS, "seq2seq": CHATS, "dpo": PAIRS, "reward": PAIRS}
+ROWS = {"pretrain": TEXTS, "sft": CHATS, "seq2seq": CHATS} | dict.fromkeys(
+    ("cpo", "dpo", "orpo", "reward", "simpo"), PAIRS
+)
 
 
 def vocabulary() -> int:
@@ -152,15 +165,14 @@ def config(family: str, **changes: Any) -> PreTrainedConfig:
     return CONFIG_MAPPING[family](**{"vocab_size": vocabulary(), **common, **own, **changes})
 
 
-def model(family: str = "llama", *, head: str = "lm", seed: int = 0, **changes: Any) -> PreTrainedModel:
+def model(family: str = "llama", *, head: HeadSpec | str = "lm", seed: int = 0, **changes: Any) -> PreTrainedModel:
     """A tiny random model in evaluation mode, with weights large enough that every part of it matters."""
     torch.manual_seed(seed)
-    kind: Any = AutoModelForCausalLM if head == "lm" else AutoModelForSequenceClassification
-    if family in SIDES_FAMILIES:
+    head = HeadSpec(head) if isinstance(head, str) else head  # type: ignore[arg-type]
+    kind: Any = HEADS[head.kind]
+    if family in SIDES_FAMILIES and head.kind == "lm":
         kind = AutoModelForSeq2SeqLM
-    if head == "score":
-        changes = {"num_labels": 1, **changes}
-    made = kind.from_config(config(family, **changes)).eval()
+    made = kind.from_config(config(family, **{**head.settings(), **changes})).eval()
     with torch.no_grad():
         for weight in made.parameters():
             if weight.ndim > 1:

@@ -22,9 +22,19 @@ from tunesmith.models.probe import choose_attention
 from tunesmith.objectives import Objective
 
 VARIANTS: dict[str, list[dict[str, Any]]] = {
-    "dpo": [{}, {"beta": 0.5, "label_smoothing": 0.2}],
+    "cpo": [{}, {"beta": 0.5, "label_smoothing": 0.2, "sft_weight": 0.3}],
+    "dpo": [
+        {},
+        {"beta": 0.5, "label_smoothing": 0.2},
+        {"beta": 0.5, "form": "robust", "label_smoothing": 0.2},
+        {"beta": 0.3, "form": "hinge", "normalise": "length"},
+        {"form": "ipo"},
+        {"normalise": "length", "sft_weight": 0.5},
+    ],
+    "orpo": [{}, {"beta": 1.0}],
     "reward": [{}, {"margin": 0.5}, {"center": 0.1}],
     "seq2seq": [{}, {"label_smoothing": 0.1}],
+    "simpo": [{}, {"beta": 1.0, "gamma": 0.2, "label_smoothing": 0.1, "sft_weight": 1.0}],
 }
 CASES = [
     pytest.param(name, options, id=f"{name}-{options}")
@@ -80,7 +90,7 @@ class TestObjective:
     def test_says_what_it_takes(self, name: str, options: dict[str, Any]) -> None:
         objective = objective_of(name, options)
         assert objective.takes in KINDS
-        assert objective.head in ("lm", "score")
+        assert objective.head.kind in tiny.HEADS
         assert objective.unit
 
     def test_the_loss_of_two_batches_is_the_sum_of_theirs(self, name: str, options: dict[str, Any]) -> None:

@@ -35,6 +35,7 @@ from tunesmith.methods import Method, trainable
 from tunesmith.models.ancestor import ancestor_of
 from tunesmith.models.attention import NAME
 from tunesmith.models.forest import Batch, plant
+from tunesmith.models.heads import HeadSpec
 from tunesmith.models.policy import Policy
 from tunesmith.objectives import next_token_loss
 
@@ -170,7 +171,7 @@ def test_peft_loads_what_is_saved(kind: str, family: str, tmp_path: Path) -> Non
 def test_a_score_head_is_saved_with_the_vectors(kind: str, tmp_path: Path) -> None:
     base = tiny.folder(tmp_path / "base")
     result = tiny.trained(base, tmp_path, "reward", method=dict([KINDS[kind]]), optimizer={"adamw": {"lr": 1e-2}})
-    opened = open_model(ModelSpec(path=str(result.folder.path), dtype="float32", device="cpu"), "score")
+    opened = open_model(ModelSpec(path=str(result.folder.path), dtype="float32", device="cpu"), HeadSpec("score"))
     theirs = AutoModelForSequenceClassification.from_pretrained(base, num_labels=1)
     peft = PeftModel.from_pretrained(theirs, str(result.folder.model)).eval()
     batch = tiny.pairs()

@@ -26,6 +26,7 @@ from tunesmith.generate.opened import open_model, put_on
 from tunesmith.merge.fold import fold
 from tunesmith.methods import trainable
 from tunesmith.methods._own import OwnMethod, saved_method
+from tunesmith.models.heads import HeadSpec
 from tunesmith.models.quantize import Held
 from tunesmith.train.verb import resume, train
 
@@ -228,7 +229,7 @@ def test_a_score_head_learns_is_saved_and_switched_off(name: str, tmp_path: Path
     assert json.loads((result.folder.model / "adapter_config.json").read_text("utf-8"))["task_type"] == "SEQ_CLS"
     assert any(key.startswith("score.") for key in tiny.tensors(result.folder.model))
     assert tiny.losses(result)[-1] < tiny.losses(result)[0]
-    opened = open_model(ModelSpec(path=str(result.folder.path), dtype="float32", device="cpu"), "score")
+    opened = open_model(ModelSpec(path=str(result.folder.path), dtype="float32", device="cpu"), HeadSpec("score"))
     head: Any = opened.model.score
     assert torch.equal(tiny.tensors(result.folder.model)["score.learned.weight"], head.learned.weight)
     assert tiny.figures(result)[-1]["accuracy"] == 1.0

@@ -26,6 +26,7 @@ from tunesmith.generate.opened import open_model
 from tunesmith.merge.fold import fold
 from tunesmith.methods import Method
 from tunesmith.models import quantize
+from tunesmith.models.heads import HeadSpec
 from tunesmith.models.load import load, skeleton
 from tunesmith.models.quantize import count, is_held, layers, plain_weight, saved_bytes, settle, write_out
 from tunesmith.models.source import find
@@ -145,7 +146,7 @@ class TestHolding:
         assert len(few) == 7 * 3
 
     def test_a_score_head_stays_plain(self, base: Path) -> None:
-        model = load(spec(base), "score").model
+        model = load(spec(base), HeadSpec("score")).model
         assert type(model.score) is torch.nn.Linear
         assert is_held(model)
 

@@ -27,6 +27,7 @@ from tunesmith.evaluate.scoring import Progress
 from tunesmith.evaluate.settings import Settings
 from tunesmith.evaluate.tasks import Generated, Labels, Pairs, Perplexity, Task, case_of, encoded, left_out
 from tunesmith.generate.engines.local import Local
+from tunesmith.models.heads import HeadSpec
 
 T = TypeVar("T")
 FEW_VALUES = 20
@@ -40,7 +41,7 @@ class Chooser:
     codec: Codec
     settings: Settings
     context: int
-    head: str
+    head: HeadSpec
     rules: Rules | None
     progress: Progress
 
@@ -51,9 +52,9 @@ class Chooser:
             Problem: there is nothing that this model can be measured by on these records.
         """
         kinds = {kind: [record for record in material.records if isinstance(record, kind)] for kind in _KINDS}
-        self._refuse_idle(bool(kinds[Chat]) and self.head == "lm")
+        self._refuse_idle(bool(kinds[Chat]) and self.head.kind == "lm")
         found: list[Task] = []
-        if self.head == "lm":
+        if self.head.kind == "lm":
             found += self._texts(kinds[Text])
             found += self._chats(cast("list[Chat]", kinds[Chat]), material)
         found += self._pairs(kinds[Preference])
@@ -61,8 +62,8 @@ class Chooser:
             names = ", ".join(sorted({type(record).__name__ for record in material.records}))
             raise Problem(
                 "data",
-                f"a model with a {self.head} head is not measured on {names} rows",
-                "Give texts, chats, labelled texts or preferences" if self.head == "lm" else "Give preferences",
+                f"a model with a {self.head.kind} head is not measured on {names} rows",
+                "Give texts, chats, labelled texts or preferences" if self.head.kind == "lm" else "Give preferences",
             )
         return found
 
@@ -106,7 +107,7 @@ class Chooser:
         if not records:
             return []
         rows, cases, notes = encoded(records, self.codec, self._rules(Preference), case_of)
-        return [Pairs(cases, notes, _some(rows, notes), self.head)]
+        return [Pairs(cases, notes, _some(rows, notes), self.head.kind)]
 
     def _generated(self, chats: Sequence[Chat]) -> Task:
         asked = [(chat, found) for chat in chats if (found := question(chat)) is not None]

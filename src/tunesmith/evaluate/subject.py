@@ -18,7 +18,8 @@ from tunesmith.evaluate.settings import Settings
 from tunesmith.evaluate.verdict import BASE, MODEL, TUNED
 from tunesmith.generate.opened import Opened, open_model
 from tunesmith.models.ancestor import saved_length
-from tunesmith.models.load import HeadKind, fingerprint, load_codec, load_config, told_of
+from tunesmith.models.heads import HeadSpec
+from tunesmith.models.load import fingerprint, load_codec, load_config, told_of
 from tunesmith.models.quantize import settle
 from tunesmith.models.source import Found, find, head_of, read_json
 from tunesmith.objectives import Objective
@@ -53,7 +54,7 @@ class Subject:
         return cast(Objective, self.run.objective) if self.run else None
 
     @property
-    def head(self) -> HeadKind:
+    def head(self) -> HeadSpec:
         return head_of(self.found)
 
     @property
@@ -109,7 +110,7 @@ class Subject:
     @property
     def _beside_base(self) -> bool:
         """Whether the base is measured too; the head of a base that was never trained to score is random."""
-        return self.head == "lm" and self.settings.against == "base"
+        return self.head.kind == "lm" and self.settings.against == "base"
 
     @property
     def notes(self) -> tuple[str, ...]:

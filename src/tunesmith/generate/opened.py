@@ -19,11 +19,19 @@ from tunesmith.core.run import ModelSpec
 from tunesmith.data.tokenizer import Codec
 from tunesmith.methods._own import Adapted, saved_method
 from tunesmith.models.ancestor import ancestor_of
-from tunesmith.models.load import HeadKind, Loaded, load
+from tunesmith.models.heads import HeadSpec
+from tunesmith.models.load import LM, Loaded, load
 from tunesmith.models.policy import Policy
 from tunesmith.models.probe import check_ancestor
-from tunesmith.models.source import head_of
+from tunesmith.models.source import find, head_of
 
+DOES = {
+    "lm": "writes answers and scores none",
+    "score": "scores answers and writes none",
+    "tags": "labels the words of texts and writes none",
+    "states": "gives vectors for texts and writes none",
+}
+"""What a model with each kind of head does, for people."""
 ADAPTER_FILE = "adapter_model.safetensors"
 
 
@@ -57,16 +65,21 @@ class Opened:
         return Policy(self.model, forest=self.loaded.verdict.forest, trained=self.trained, off=off)
 
 
-def open_model(spec: ModelSpec, head: HeadKind = "lm") -> Opened:
+def open_model(spec: ModelSpec, head: HeadSpec = LM) -> Opened:
     """Load a model by its specification, with the adapter that a run or adapter folder adds to its base.
+
+    head: the last layer that is wanted, by default one that writes.
 
     Raises:
         Problem: as `models.load.load`, or the adapter does not fit its base.
     """
+    found = find(spec.path, spec.revision)
+    own = head_of(found).kind
+    if own != head.kind and (found.adapter is not None or head.kind == "lm"):
+        what = f"this {'model' if found.adapter is None else 'adapter'} {DOES[own]}"
+        raise Problem(spec.path, what, "Measure it: tunesmith evaluate")
     loaded = load(spec, head)
     adapter = loaded.found.adapter
-    if adapter is not None and head_of(loaded.found) != head:
-        raise Problem(spec.path, "this adapter scores answers and writes none", "Measure it: tunesmith evaluate")
     trained = loaded.model if adapter is None else put_on(loaded.model, adapter)
     trained.eval()
     return Opened(loaded, trained)

@@ -30,7 +30,7 @@ from tunesmith.generate.engines import Answer, Answers, Ask
 from tunesmith.generate.engines.local import LocalAnswers
 from tunesmith.generate.loras import Loras, sum_refused
 from tunesmith.generate.moment import BASE, Moment, Names, Replaced, Shared, Shelved, Worn, names_of, not_added
-from tunesmith.generate.opened import ADAPTER_FILE, put_on
+from tunesmith.generate.opened import ADAPTER_FILE, DOES, put_on
 from tunesmith.generate.sampling import Sampling
 from tunesmith.methods._own import CONFIG, saved_method
 from tunesmith.models.load import Loaded, fingerprint, load, load_codec, skeleton
@@ -221,8 +221,8 @@ class Shelf(Answers):
             raise Problem(found.name, "is a whole model, not an adapter", "Name the folder of an adapter or of its run")
         if found.base != base.base and fingerprint(Found("", found.base)) != fingerprint(base):
             raise Problem(str(folder), f"is an adapter of {found.name}, not of {base.name}", "Open its own base")
-        if head_of(found) != "lm":
-            raise Problem(str(folder), "scores answers and writes none", "Measure it: tunesmith evaluate")
+        if (kind := head_of(found).kind) != "lm":
+            raise Problem(str(folder), DOES[kind], "Measure it: tunesmith evaluate")
         start = str(read_json(folder / CONFIG).get("init_lora_weights")).lower()
         if start.startswith(FROM_THE_BASE):
             what = f"was saved with its start {start}, which PEFT takes out of the base's weights on loading"

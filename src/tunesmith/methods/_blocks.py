@@ -74,12 +74,6 @@ def is_norm(name: str, module: nn.Module) -> bool:
     return bool(NORM.search(name) or NORM.search(type(module).__name__))
 
 
-def score_head(model: PreTrainedModel) -> nn.Module | None:
-    """The head that gives each row one number, where the model has it."""
-    head = getattr(model, "score", None)
-    return head if isinstance(head, nn.Module) else None
-
-
 def width(model: PreTrainedModel) -> int:
     """Numbers in a hidden state."""
     return int(model.config.get_text_config().hidden_size)

@@ -28,7 +28,9 @@ from transformers import PreTrainedModel
 from tunesmith.core.plugins import build
 from tunesmith.core.problem import Problem
 from tunesmith.methods import Method, hold_in_float32, trainable
-from tunesmith.methods._blocks import score_head
+from tunesmith.methods._through_peft import task
+from tunesmith.models.heads import head_parts
+from tunesmith.models.load import keep_head
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 KEY = "tunesmith_method"
@@ -44,17 +46,17 @@ class Part(nn.Module):
         return self.parameters()
 
 
-class ScoreHead(Part):
-    """A copy of the model's score head that learns; the first one answers when it is off."""
+class NewHead(Part):
+    """A copy of a part of the model's head that learns; the first one answers when it is off."""
 
     def __init__(self, head: nn.Module) -> None:
         super().__init__()
         self.first = head
         self.learned = copy.deepcopy(head).requires_grad_()
 
-    def forward(self, hidden: Tensor) -> Tensor:
-        """[..., d] to [..., 1]."""
-        return (self.learned if self.on else self.first)(hidden)
+    def forward(self, *inputs: Any, **options: Any) -> Any:
+        """What the part of the model computes."""
+        return (self.learned if self.on else self.first)(*inputs, **options)
 
 
 class Adapted(nn.Module):
@@ -122,9 +124,8 @@ class OwnMethod(Method):
 
     def apply(self, model: PreTrainedModel) -> nn.Module:
         model.requires_grad_(False)
-        head = score_head(model)
-        if head is not None:
-            model.score = ScoreHead(head)
+        for path, head in head_parts(model).items():
+            model.set_submodule(path, NewHead(head))
         self.attach(model)
         hold_in_float32(model)
         return Adapted(model)
@@ -173,10 +174,11 @@ class OwnMethod(Method):
         save_file(_stored(base), folder / WEIGHTS, metadata={"format": "pt"})
         config = {
             "base_model_name_or_path": base.name_or_path,
-            "task_type": _task(base),
+            "task_type": task(base).value,
             KEY: {self.name(): self.model_dump(mode="json")},
         }
         (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        keep_head(base, folder)
 
     def fold(self, model: nn.Module) -> PreTrainedModel:
         raise self.no_fold()
@@ -252,9 +254,3 @@ def _stored(model: PreTrainedModel) -> dict[str, Tensor]:
 def _part_weights(model: nn.Module) -> set[int]:
     """Identities of the weights that belong to parts and not to the base."""
     return {id(weight) for part in model.modules() if isinstance(part, Part) for weight in part.own()}
-
-
-def _task(model: PreTrainedModel) -> str:
-    if score_head(model) is not None:
-        return "SEQ_CLS"
-    return "SEQ_2_SEQ_LM" if model.config.is_encoder_decoder else "CAUSAL_LM"

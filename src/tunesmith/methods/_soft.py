@@ -25,7 +25,7 @@ from tunesmith.core.problem import Problem
 from tunesmith.methods import Method, hold_in_float32
 from tunesmith.methods._through_peft import heeded, task, wrapped
 from tunesmith.models.ancestor import unfoldable, without
-from tunesmith.models.load import load_codec
+from tunesmith.models.load import keep_head, load_codec
 from tunesmith.models.probe import check_ancestor
 from tunesmith.models.source import find
 
@@ -114,6 +114,7 @@ class SoftPrompt(Method):
     def save(self, model: nn.Module, folder: Path) -> None:
         with heeded(str(folder)):
             wrapped(model).save_pretrained(str(folder), safe_serialization=True, save_embedding_layers=False)
+        keep_head(wrapped(model).get_base_model(), folder)  # type: ignore[arg-type]
         (folder / "README.md").unlink(missing_ok=True)
 
     def fold(self, model: nn.Module) -> PreTrainedModel:

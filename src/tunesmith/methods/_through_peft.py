@@ -24,6 +24,8 @@ from transformers.pytorch_utils import Conv1D
 
 from tunesmith.core.problem import Problem, nearest
 from tunesmith.methods import Method, hold_in_float32
+from tunesmith.models.heads import HeadSpec, head_parts
+from tunesmith.models.load import keep_head
 
 ALL = "all-linear"
 PACKAGE = str(Path(peft.__file__).parent)
@@ -73,6 +75,8 @@ class ThroughPeft(Method):
         self._check(model)
         settings = {word: getattr(self, option) for option, word in self.words.items()}
         settings |= {"target_modules": self._target_modules(model), **self._more(model)}
+        if heads := sorted(part.rpartition(".")[2] for part in head_parts(model)):
+            settings["modules_to_save"] = heads
         trained = self._put_on(model, self._kind()(task_type=task(model), **settings))
         self._check_head(model)
         hold_in_float32(trained)
@@ -106,6 +110,7 @@ class ThroughPeft(Method):
     def _write(self, trained: PeftModel, folder: Path, **more: Any) -> None:
         with heeded(str(folder), self.harmless):
             trained.save_pretrained(str(folder), safe_serialization=True, save_embedding_layers=False, **more)
+        keep_head(trained.get_base_model(), folder)  # type: ignore[arg-type]
         (folder / "README.md").unlink(missing_ok=True)
 
     def _put_on(self, model: PreTrainedModel, config: PeftConfig) -> PeftModel:
@@ -183,7 +188,7 @@ class ThroughPeft(Method):
 
     def _check_end(self, model: PreTrainedModel, name: str, layer: nn.Module) -> None:
         """Refuse a head that learns anyway, and an end of the model that shares its weights with the other."""
-        if layer is getattr(model, "score", None):
+        if any(name == part or name.startswith(f"{part}.") for part in head_parts(model)):
             raise Problem(f"method.{self.name()}.targets", f"{name} is the head, which learns whole", "Leave it out")
         tied = model.config.get_text_config().tie_word_embeddings or getattr(model.config, "tie_word_embeddings", False)
         if tied and any(layer is end for end in _ends(model)):
@@ -194,9 +199,9 @@ class ThroughPeft(Method):
             )
 
     def _check_head(self, model: PreTrainedModel) -> None:
-        """Refuse what would leave a score head as random as it was made."""
-        head = getattr(model, "score", None)
-        if isinstance(head, nn.Module) and not any(weight.requires_grad for weight in head.parameters()):
+        """Refuse what would leave a new head, for labels or a score, as random as it was made."""
+        heads = head_parts(model).values()
+        if not all(any(weight.requires_grad for weight in head.parameters()) for head in heads):
             raise Problem(f"method.{self.name()}", "would freeze the head that the objective needs", "Use another one")
 
     def _check_adopted(self, model: PreTrainedModel, saved: PeftConfig) -> None:
@@ -227,18 +232,19 @@ class ThroughPeft(Method):
 
 def task(model: PreTrainedModel) -> TaskType:
     """What a model is for, in PEFT's words."""
-    if hasattr(model, "score"):
-        return TaskType.SEQ_CLS
+    kind = HeadSpec.of(model).kind
+    if kind != "lm":
+        return {"score": TaskType.SEQ_CLS, "tags": TaskType.TOKEN_CLS, "states": TaskType.FEATURE_EXTRACTION}[kind]
     return TaskType.SEQ_2_SEQ_LM if model.config.is_encoder_decoder else TaskType.CAUSAL_LM
 
 
 def inner_layers(model: PreTrainedModel) -> dict[str, nn.Module]:
     """The matrices between the ends of a model, by name: neither embeddings nor a head."""
-    heads = (model.get_output_embeddings(), getattr(model, "score", None))
+    ends = [model.get_output_embeddings(), *(part for head in head_parts(model).values() for part in head.modules())]
     return {
         name: layer
         for name, layer in model.named_modules()
-        if isinstance(layer, nn.Linear | Conv1D) and not any(layer is head for head in heads)
+        if isinstance(layer, nn.Linear | Conv1D) and not any(layer is end for end in ends)
     }
 
 

@@ -12,7 +12,8 @@ from transformers import PreTrainedModel
 
 from tunesmith.core.problem import Problem
 from tunesmith.methods import Method, hold_in_float32
-from tunesmith.methods._blocks import is_norm, score_head
+from tunesmith.methods._blocks import is_norm
+from tunesmith.models.heads import head_parts
 
 
 class Bitfit(Method):
@@ -31,7 +32,7 @@ class Bitfit(Method):
         model.requires_grad_(False)
         for weight in chosen.values():
             weight.requires_grad_()
-        if (head := score_head(model)) is not None:
+        for head in head_parts(model).values():
             head.requires_grad_()
         hold_in_float32(model)
         return model
@@ -48,9 +49,8 @@ class Bitfit(Method):
 
 
 def _biases(model: PreTrainedModel) -> dict[str, nn.Parameter]:
-    """Every bias; that of a score head is no part of the base."""
-    head = score_head(model)
-    own = set() if head is None else {id(weight) for weight in head.parameters()}
+    """Every bias; those of a head for labels or a score are no part of the base."""
+    own = {id(weight) for head in head_parts(model).values() for weight in head.parameters()}
     return {
         name: weight
         for name, weight in model.named_parameters()

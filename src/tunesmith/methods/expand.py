@@ -23,7 +23,8 @@ from transformers import PreTrainedModel
 
 from tunesmith.core.problem import Problem
 from tunesmith.methods import Method, hold_in_float32
-from tunesmith.methods._blocks import blocks, score_head, single_stack
+from tunesmith.methods._blocks import blocks, single_stack
+from tunesmith.models.heads import head_parts
 from tunesmith.models.quantize import Held
 
 OUTPUTS = ("o_proj", "out_proj", "c_proj", "dense", "wo", "down_proj", "dense_4h_to_h", "fc2", "w2", "output_linear")
@@ -52,9 +53,8 @@ class Expand(Method):
         path, stack = single_stack(model, "method.expand")
         learning = self._own(model, stack) if self.blocks else self._grown(model, path, list(stack))
         model.requires_grad_(False)
-        for part in (*learning, score_head(model)):
-            if part is not None:
-                part.requires_grad_()
+        for part in (*learning, *head_parts(model).values()):
+            part.requires_grad_()
         hold_in_float32(model)
         return model
 

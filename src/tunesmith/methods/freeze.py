@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 
 from tunesmith.core.problem import Problem
 from tunesmith.methods import Method, hold_in_float32, thaw
+from tunesmith.models.heads import head_parts
 
 Count = Annotated[int, Field(ge=0)]
 
@@ -37,9 +38,10 @@ class Freeze(Method):
 
     def apply(self, model: PreTrainedModel) -> nn.Module:
         thaw(model, (*self._layers(model), *self.names))
-        for head in (model.get_output_embeddings() if self.head == "learns" else None, getattr(model, "score", None)):
-            if isinstance(head, nn.Module):
-                head.requires_grad_()
+        output = model.get_output_embeddings() if self.head == "learns" else None
+        for part in (output, *head_parts(model).values()):
+            if isinstance(part, nn.Module):
+                part.requires_grad_()
         hold_in_float32(model)
         return model
 

@@ -8,16 +8,18 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import transformers
 from safetensors import safe_open
 from transformers import (
     AutoConfig,
+    AutoModel,
     AutoModelForCausalLM,
     AutoModelForSeq2SeqLM,
     AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
     AutoTokenizer,
     PreTrainedConfig,
     PreTrainedModel,
@@ -29,11 +31,12 @@ from tunesmith.core.run import ModelSpec
 from tunesmith.core.rundir import write_json
 from tunesmith.data.tokenizer import Codec
 from tunesmith.models.device import Choice
-from tunesmith.models.probe import TOLERANCE, Verdict, check_head, choose_attention
+from tunesmith.models.heads import HeadSpec, head_parts, reads_both_ways
+from tunesmith.models.probe import TOLERANCE, Verdict, check_head, check_labels, choose_attention
 from tunesmith.models.quantize import Held, Place, loading, settle, share, steady
-from tunesmith.models.source import Found, find, is_encoder_decoder, read_json
+from tunesmith.models.source import HEAD_FILE, Found, find, head_of, is_encoder_decoder, read_json
 
-HeadKind = Literal["lm", "score"]
+LM = HeadSpec()
 HEAD_TOLERANCE = 2e-2
 
 
@@ -54,10 +57,11 @@ class Loaded:
     held: Held | None = None
 
 
-def load(spec: ModelSpec, head: HeadKind = "lm", *, weights: torch.dtype | None = None) -> Loaded:
+def load(spec: ModelSpec, head: HeadSpec = LM, *, weights: torch.dtype | None = None) -> Loaded:
     """Load the base model of a specification; an adapter over it is left to the methods.
 
-    head: next tokens, or one score a row; weights: hold them in this type, whatever is computed in.
+    head: the last layer that is wanted; where the files have none of its kind it is new, and random; weights: hold
+    them in this type, whatever is computed in.
 
     Raises:
         Problem: not found, not safe, not complete, or an option that this machine or model cannot honour.
@@ -68,17 +72,21 @@ def load(spec: ModelSpec, head: HeadKind = "lm", *, weights: torch.dtype | None 
     codec = load_codec(found, spec.chat_template)
     model = _placed(found, head, weights or choice.dtype, place)
     model.name_or_path = found.name
+    if head.kind == "score":
+        model.config.get_text_config().pad_token_id = model.config.pad_token_id = padding(model.config, codec)
     _check_vocabulary(model, codec, spec.path)
     verdict = choose_attention(model, spec.attention)
     if spec.attention == "forest" and not verdict.forest:
         raise Problem("model.attention", verdict.reason, "Set it to auto or padded")
-    if head == "lm":
+    if head.kind == "lm":
         _check_logits(model, spec.path)
+    elif head.kind != "states":
+        _check_labels(model, verdict, spec.path)
     told = () if held is None else (told_of(found, head, held),)
     return Loaded(model, codec, found, choice, verdict, (*choice.reasons, *told, f"attention: {verdict.reason}"), held)
 
 
-def told_of(found: Found, head: HeadKind, held: Held) -> str:
+def told_of(found: Found, head: HeadSpec, held: Held) -> str:
     """How a base is held, for a person; nothing but its shapes is read.
 
     Raises:
@@ -89,7 +97,7 @@ def told_of(found: Found, head: HeadKind, held: Held) -> str:
     return f"quantize {held.kind}: {share(skeleton(found, head), held)}, through {held.library} ({held.why})"
 
 
-def load_weights(found: Found, head: HeadKind, dtype: torch.dtype, options: Mapping[str, Any]) -> PreTrainedModel:
+def load_weights(found: Found, head: HeadSpec, dtype: torch.dtype, options: Mapping[str, Any]) -> PreTrainedModel:
     """The base model alone, held in one type, with no weight missing; nothing is probed.
 
     options: further ones of transformers' `from_pretrained`, such as where its parts are kept.
@@ -106,7 +114,8 @@ def load_codec(found: Found, chat_template: str | None = None) -> Codec:
     Raises:
         Problem: there is no tokenizer that can be read.
     """
-    return Codec.load(found.tokenizer, chat_template, is_encoder_decoder(found))
+    chats = not reads_both_ways(load_config(found))
+    return Codec.load(found.tokenizer, chat_template, is_encoder_decoder(found), chats=chats)
 
 
 def load_config(found: Found) -> PreTrainedConfig:
@@ -117,15 +126,13 @@ def load_config(found: Found) -> PreTrainedConfig:
         raise Problem(str(found.base / "config.json"), f"cannot be used ({_first_line(error)})") from error
 
 
-def skeleton(found: Found, head: HeadKind = "lm") -> PreTrainedModel:
+def skeleton(found: Found, head: HeadSpec = LM) -> PreTrainedModel:
     """The model without memory for its weights (on the meta device): shapes and names to plan by.
 
     Raises:
         Problem: the architecture has no such head.
     """
     config = load_config(found)
-    if head == "score":
-        config.num_labels = 1
     kind = _auto(head, config)
     with torch.device("meta"):
         try:
@@ -135,9 +142,14 @@ def skeleton(found: Found, head: HeadKind = "lm") -> PreTrainedModel:
 
 
 def save_tokenizer(codec: Codec, found: Found, folder: Path) -> None:
-    """Save the tokenizer with the template that was used, in the layout that transformers 4 and 5 both read."""
+    """Save the tokenizer with the template that was used, in the layout that transformers 4 and 5 both read.
+
+    Beside a head for labels or scores, which is in the folder already, it fills up rows as that head needs it.
+    """
     tokenizer = _tokenizer(found.tokenizer)
     tokenizer.chat_template = codec.template or None
+    if (filler := _filler(folder)) is not None:
+        tokenizer.pad_token = tokenizer.convert_ids_to_tokens(filler)
     tokenizer.save_pretrained(folder)
     path = folder / "tokenizer_config.json"
     config = {name: value for name, value in read_json(path).items() if name != "auto_map"}
@@ -173,6 +185,23 @@ def fingerprint(found: Found) -> str:
     return digest.hexdigest()
 
 
+def keep_head(model: PreTrainedModel, folder: Path) -> None:
+    """Write beside an adapter what its base's configuration needs for the head: the keywords of `from_pretrained`."""
+    settings = HeadSpec.of(model).settings()
+    if settings:
+        write_json(folder / HEAD_FILE, {**settings, "pad_token_id": model.config.pad_token_id})
+
+
+def _filler(folder: Path) -> int | None:
+    """The token that fills up rows for a head for labels or scores that a folder holds."""
+    for name in (HEAD_FILE, "config.json"):
+        if (folder / name).is_file():
+            config = read_json(folder / name)
+            labelled = name == HEAD_FILE or str(config.get("architectures")).endswith("Classification']")
+            return config.get("pad_token_id") if labelled else None
+    return None
+
+
 def _tokenizer(folder: Path) -> Any:
     try:
         return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
@@ -180,18 +209,51 @@ def _tokenizer(folder: Path) -> Any:
         return PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
 
 
-def _auto(head: HeadKind, config: PreTrainedConfig) -> Any:
-    """Raises: Problem: an encoder-decoder is to score answers."""
-    if head == "lm":
+def padding(config: PreTrainedConfig, codec: Codec) -> int:
+    """The token that fills up rows: the model's own, or one that no text ends with.
+
+    transformers reads a score at the last token that is not it, so it must not be the token that ends a text.
+    """
+    known = [codec.pad, *codec.special_ids.values()]
+    if config.pad_token_id is not None:
+        known.insert(0, config.pad_token_id)
+    last = codec.encode_framed("a")[-1]
+    return next((number for number in known if number != last), known[0])
+
+
+def _auto(head: HeadSpec, config: PreTrainedConfig) -> Any:
+    """The class of transformers for a head, which is written into the configuration.
+
+    Raises:
+        Problem: the architecture has no such head.
+    """
+    if head.kind == "lm":
+        _refuse_encoder(config)
         return AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
-    if config.is_encoder_decoder:
+    if config.is_encoder_decoder and head.kind != "states":
         what = f"the architecture {config.model_type} has an encoder and a decoder"
         why = "transformers has no head for it that scores an answer to a prompt"
         raise Problem("model.path", f"{what}, and {why}", "Use a model with a decoder only")
-    return AutoModelForSequenceClassification
+    head.put_into(config)
+    if head.kind == "states":
+        return AutoModel
+    kind = AutoModelForSequenceClassification if head.kind == "score" else AutoModelForTokenClassification
+    if type(config) not in kind._model_mapping and type(config.get_text_config()) not in kind._model_mapping:
+        what = f"transformers has no {kind.__name__[9:]} for the architecture {config.model_type}"
+        raise Problem("model.path", what, "Use another model, such as a Llama, Qwen or BERT")
+    return kind
 
 
-def _placed(found: Found, head: HeadKind, dtype: torch.dtype, place: Place) -> PreTrainedModel:
+def _refuse_encoder(config: PreTrainedConfig) -> None:
+    if reads_both_ways(config):
+        raise Problem(
+            "model.path",
+            f"{config.model_type} is an encoder, which reads a text both ways and writes none",
+            "Use the objective classify, tag, regress, embed or rerank, or a model that writes text",
+        )
+
+
+def _placed(found: Found, head: HeadSpec, dtype: torch.dtype, place: Place) -> PreTrainedModel:
     """The model on its device, its base held as it shall be."""
     if place.held is None:
         return _weights(found, head, dtype).to(place.choice.device)  # type: ignore[arg-type]
@@ -202,14 +264,10 @@ def _placed(found: Found, head: HeadKind, dtype: torch.dtype, place: Place) -> P
 
 
 def _weights(
-    found: Found, head: HeadKind, dtype: torch.dtype, options: Mapping[str, Any] | None = None
+    found: Found, head: HeadSpec, dtype: torch.dtype, options: Mapping[str, Any] | None = None
 ) -> PreTrainedModel:
     config = load_config(found)
     stored = config.dtype
-    if head == "score":
-        config.num_labels = 1
-        if config.pad_token_id is None:
-            config.pad_token_id = _any_id(config.eos_token_id)
     kind = _auto(head, config)
     try:
         with quietly():
@@ -230,8 +288,10 @@ def _weights(
     return model
 
 
-def _check_complete(found: Found, head: HeadKind, info: dict[str, Any], model: PreTrainedModel) -> None:
-    missing = sorted(name for name in info["missing_keys"] if not (head == "score" and name.startswith("score.")))
+def _check_complete(found: Found, head: HeadSpec, info: dict[str, Any], model: PreTrainedModel) -> None:
+    there = head_of(Found(found.name, found.base)).kind == head.kind
+    fresh = () if there else ("pooler.", *(f"{part}." for part in head_parts(model)))
+    missing = sorted(name for name in info["missing_keys"] if not name.startswith(fresh))
     if missing:
         shown = ", ".join(missing[:3]) + (" …" if len(missing) > 3 else "")
         raise Problem(
@@ -269,6 +329,16 @@ def _check_logits(model: PreTrainedModel, path: str) -> None:
         )
 
 
+def _check_labels(model: PreTrainedModel, verdict: Verdict, path: str) -> None:
+    """Refuse a model whose scores would not be its own."""
+    off = check_labels(model, verdict.forest)
+    if math.isinf(off):
+        raise _not_finite(model, path)
+    if off > TOLERANCE[model.dtype]:
+        what = f"{type(model).__name__} makes scores in a way that is not known here (off by {off:.2g})"
+        raise Problem(path, what, "Please report the architecture")
+
+
 def _not_finite(model: PreTrainedModel, path: str) -> Problem:
     named = [name for name, weight in model.named_parameters() if not torch.isfinite(weight).all()]
     why = f"its weights are not finite ({', '.join(named[:3])})" if named else "its logits overflow"
@@ -276,7 +346,7 @@ def _not_finite(model: PreTrainedModel, path: str) -> Problem:
     return Problem(path, f"cannot compute: {why}", hint)
 
 
-def _misfit(found: Found, head: HeadKind) -> str:
+def _misfit(found: Found, head: HeadSpec) -> str:
     """Which weight has another shape in the files than in the configuration; empty if none."""
     own = skeleton(found, head).state_dict()
     for file in sorted(found.base.glob("*.safetensors")):
@@ -296,10 +366,6 @@ def _check_vocabulary(model: PreTrainedModel, codec: Codec, path: str) -> None:
             f"the tokenizer has {codec.vocab_size} entries and the model's embedding only {rows} rows",
             "The tokenizer belongs to another model",
         )
-
-
-def _any_id(value: int | list[int] | None) -> int:
-    return (value[0] if isinstance(value, list) else value) or 0
 
 
 def _first_line(error: BaseException) -> str:

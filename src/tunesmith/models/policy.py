@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -21,8 +21,10 @@ from tunesmith.data.tokenizer import Codec
 from tunesmith.models import encoder_decoder
 from tunesmith.models.ancestor import ancestor_of
 from tunesmith.models.attention import no_mask
+from tunesmith.models.divergence import Compared, Divergence, Side, compare
 from tunesmith.models.forest import Batch
-from tunesmith.models.heads import Head
+from tunesmith.models.heads import Head, beyond, reads_both_ways
+from tunesmith.models.pooling import Pooling, pooled, read_at
 
 Off = Callable[[], AbstractContextManager[object]]
 
@@ -69,12 +71,14 @@ class Policy:
         neftune: float = 0.0,
         codec: Codec | None = None,
         ranks: Ranks | None = None,
+        budget: int = 4096,
     ) -> None:
         """
         model: the transformers model, whose modules a method may have changed in place; forest: whether it takes
         forests; trained: the module that holds the method, if that is another; off: context without the method;
         autocast: number type of products, None for that of the weights; neftune: noise alpha while training;
-        codec: its tokenizer and template, for objectives that sample; ranks: those that train together.
+        codec: its tokenizer and template, for objectives that sample; ranks: those that train together;
+        budget: tokens computed at once, for objectives that make batches of their own.
         """
         self.model = model
         self.trained = model if trained is None else trained
@@ -83,6 +87,9 @@ class Policy:
         self.neftune = neftune
         self._codec = codec
         self.ranks: Ranks = ranks or Alone()
+        self.budget = budget
+        self.opened: dict[str, Any] = {}
+        """What an objective opened once for the whole run, by name, such as an engine."""
         self.reference: Policy | None = None
         """Another model to be held to or learned from; None for this one without its method."""
         self.beside: nn.Module | None = None
@@ -105,20 +112,60 @@ class Policy:
     @property
     def decoder(self) -> nn.Module:
         """The model without its last layer."""
-        return getattr(self.model, self.model.base_model_prefix)
+        return getattr(self.model, self.model.base_model_prefix, self.model)
 
-    def logprobs(self, batch: Batch, smoothing: float = 0.0) -> Tensor:
-        """[M] log-probability of each target, in float32; smoothing: the share of it spread over all tokens."""
+    def states(self, batch: Batch) -> Tensor:
+        """[M, d] the hidden state that each target is predicted from."""
         with self._precision():
-            hidden = self.hidden(batch, batch.targets.source, batch.targets.row)
-            return Head.of(self.model, smoothing).logprobs(hidden, batch.targets.token)
+            return self.hidden(batch, batch.targets.source, batch.targets.row)
+
+    def logprobs(self, batch: Batch, smoothing: float = 0.0, states: Tensor | None = None) -> Tensor:
+        """[M] log-probability of each target, in float32.
+
+        smoothing: the share of each target that is spread over all tokens; states: those of `states`, where they are
+        known already.
+        """
+        states = self.states(batch) if states is None else states
+        with self._precision():
+            return Head.of(self.model, smoothing).logprobs(states, batch.targets.token)
+
+    def compared(self, batch: Batch, divergence: Divergence) -> Compared:
+        """The model beside its reference, another model, at each target; no gradient or dropout there."""
+        other = self.reference
+        if other is None:
+            raise ValueError("this policy has no other model to be compared with")
+        with torch.no_grad(), other.still():
+            theirs = Side(Head.of(other.model), other.states(batch))
+        ours = Side(Head.of(self.model), self.states(batch))
+        with self._precision():
+            return compare(ours, theirs, batch.targets.token, divergence)
 
     def scores(self, batch: Batch) -> Tensor:
-        """[R] the number that a score head gives each answer, read at its last token, in float32."""
-        rows = torch.arange(batch.answers, device=batch.tokens.device)
+        """[R] the number that a score head gives each answer, in float32."""
+        return self.class_scores(batch).squeeze(-1)
+
+    def class_scores(self, batch: Batch) -> Tensor:
+        """[R, C] the numbers that a score head gives each answer, one a label, in float32.
+
+        A decoder's are read at the last token; an encoder knows itself where it reads them.
+        """
         with self._precision():
-            hidden = self.hidden(batch, batch.ends, rows)
-            return self.model.score(hidden).float().squeeze(-1)  # type: ignore[operator]
+            if "score" in beyond(self.model):
+                rows = torch.arange(batch.answers, device=batch.tokens.device)
+                return self._labelled(self.hidden(batch, batch.ends, rows))
+            return self.model(**self._padded(batch)).logits.float()
+
+    def tag_scores(self, batch: Batch) -> Tensor:
+        """[K, C] the numbers that a head for tags gives each mark, one a label, in float32."""
+        with self._precision():
+            return self._labelled(self.hidden(batch, batch.marks, batch.mark_rows))
+
+    def embeddings(self, batch: Batch, pooling: Pooling) -> Tensor:
+        """[R, d] a vector of length 1 for each answer, in float32."""
+        source, row = read_at(batch, pooling)
+        with self._precision():
+            states = self.hidden(batch, source, row)
+        return pooled(states, row, batch.answers)
 
     def reference_logprobs(self, batch: Batch) -> Tensor:
         """[M] what the reference gives each target: another model, or this one without the method.
@@ -148,10 +195,7 @@ class Policy:
                 use_cache=False,
             ).last_hidden_state
             return states[0, source + ancestor.states]
-        padded = batch.padded()
-        lengths = padded.mask.sum(dim=1, keepdim=True).expand_as(padded.mask)
-        rows = ancestor.rows(self.model, self._inputs(padded.tokens, lengths), padded.mask)
-        states = self.decoder(**rows, use_cache=False).last_hidden_state
+        states = self.decoder(**self._padded(batch)).last_hidden_state
         return states[row, batch.positions[source] + ancestor.states]
 
     @contextmanager
@@ -163,6 +207,19 @@ class Policy:
             yield
         finally:
             self.trained.train(training)
+
+    def _labelled(self, hidden: Tensor) -> Tensor:
+        """[K, d] to [K, C] in float32, through all that stands after the model's base: dropout, then the head."""
+        for part in beyond(self.model).values():
+            hidden = part(hidden)
+        return hidden.float()
+
+    def _padded(self, batch: Batch) -> dict[str, object]:
+        """What a model takes to read the rows of a batch one below the other, under its ancestor."""
+        padded = batch.padded(self.model.config.get_text_config().pad_token_id or 0)
+        lengths = padded.mask.sum(dim=1, keepdim=True).expand_as(padded.mask)
+        rows = ancestor_of(self.trained).rows(self.model, self._inputs(padded.tokens, lengths), padded.mask)
+        return rows if reads_both_ways(self.model.config) else {**rows, "use_cache": False}
 
     def _inputs(self, tokens: Tensor, lengths: Tensor) -> dict[str, Tensor]:
         """Tokens [B, N], or while training with NEFTune their embeddings and noise alpha / sqrt(length * width)."""

@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 from tunesmith.core.rows import Piece, TokenRow
 from tunesmith.models.attention import NAME
 from tunesmith.models.forest import Batch, plant
-from tunesmith.models.heads import Head
+from tunesmith.models.heads import Head, HeadSpec, reads_both_ways
 from tunesmith.models.policy import Policy
 
 TOLERANCE = {torch.float32: 1e-4, torch.float16: 3e-2, torch.bfloat16: 1e-1}
@@ -45,6 +45,8 @@ def choose_attention(model: PreTrainedModel, wanted: str) -> Verdict:
     if model.config.is_encoder_decoder:
         why = f"{type(model).__name__} has an encoder and a decoder, and takes no forest"
         return Verdict(False, f"{why}; each prompt is read once, and its answers are padded rows")
+    if reads_both_ways(model.config):
+        return Verdict(False, f"{type(model).__name__} reads texts both ways, and takes no forest; rows are padded")
     if wanted == "padded":
         return Verdict(False, "padded rows were asked for")
     batch = _small_forest(model.config.get_text_config().vocab_size).to(model.device)
@@ -76,6 +78,38 @@ def check_head(model: PreTrainedModel) -> float:
         ours = Head.of(model).logits(decoder(input_ids=tokens, use_cache=False).last_hidden_state)
         theirs = model(input_ids=tokens, use_cache=False).logits.float()
     return _difference(ours, theirs)
+
+
+@torch.no_grad()
+def check_labels(model: PreTrainedModel, forest: bool) -> float:
+    """How far scores for labels are from those of the model's own forward, relative to their size."""
+    rows = [_marked(model, length) for length in (12, 5, 7)]
+    policy = Policy(model, forest=forest)
+    with policy.still():
+        if HeadSpec.of(model).kind == "score":
+            ours = policy.class_scores(plant(rows).to(model.device))
+        else:
+            ours = policy.tag_scores(plant(rows).to(model.device))
+        if forest:
+            model.set_attn_implementation("eager")
+        theirs = torch.cat([_own_scores(model, row) for row in rows])
+        if forest:
+            model.set_attn_implementation(NAME)
+    return _difference(ours, theirs)
+
+
+def _marked(model: PreTrainedModel, length: int) -> TokenRow:
+    """A row whose tokens are all marked; none of them is the one that fills up rows."""
+    config = model.config.get_text_config()
+    filler = config.pad_token_id or 0
+    tokens = np.random.default_rng(length).integers(filler + 1, config.vocab_size + filler, length) % config.vocab_size
+    return TokenRow(Piece(tokens.astype(np.int32), np.ones(length, np.float32)), marks=tuple(range(length)))
+
+
+def _own_scores(model: PreTrainedModel, row: TokenRow) -> Tensor:
+    """[1, C] of a row, or [L, C] of its tokens."""
+    tokens = torch.from_numpy(row.trunk.tokens).to(model.device)[None].long()
+    return model(input_ids=tokens, attention_mask=torch.ones_like(tokens)).logits.float().flatten(0, -2)
 
 
 def check_ancestor(model: PreTrainedModel, trained: nn.Module) -> str | None:

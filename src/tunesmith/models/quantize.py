@@ -30,6 +30,7 @@ from tunesmith.core.problem import Problem, missing_extra
 from tunesmith.core.run import ModelSpec
 from tunesmith.core.yaml_file import read_yaml
 from tunesmith.models.device import Choice, choose
+from tunesmith.models.heads import head_parts
 from tunesmith.models.source import Found, read_json
 
 BLOCK = 64
@@ -140,7 +141,8 @@ def layers(model: PreTrainedModel, held: Held) -> dict[str, nn.Module]:
 
 def left_plain(model: PreTrainedModel) -> list[str]:
     """Names of layers that stay plain: the last one, what is tied to the embeddings, and what the model keeps so."""
-    ends = [end for end in (model.get_output_embeddings(), getattr(model, "score", None)) if isinstance(end, nn.Module)]
+    heads = [part for head in head_parts(model).values() for part in head.modules()]
+    ends = [end for end in (model.get_output_embeddings(), *heads) if isinstance(end, nn.Module)]
     names = {name for name, module in model.named_modules() if any(module is end for end in ends)}
     return sorted({*names, *(getattr(model, "_keep_in_fp32_modules", None) or ())})
 

@@ -12,7 +12,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from safetensors import SafetensorError, safe_open
 
@@ -20,10 +20,22 @@ from tunesmith import builtin
 from tunesmith.core.problem import Problem, missing_extra
 from tunesmith.core.rundir import RunDir
 
+if TYPE_CHECKING:
+    from tunesmith.models.heads import HeadSpec, Kind
+
 PATTERNS = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.jinja", "*.model", "*.txt"]
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
+HEAD_WEIGHTS = ("score.weight", "classifier.weight", "out_proj.weight")
 LOADERS = ("transformers_weights", "configuration_files")
 """Keys of config.json that send transformers to files other than the ones that are looked through here."""
+TASKS: dict[str, Kind] = {
+    "SEQ_CLS": "score",
+    "TOKEN_CLS": "tags",
+    "FEATURE_EXTRACTION": "states",
+}
+"""What an adapter is for, in PEFT's words, and the head that it needs; next tokens for all others."""
+HEAD_FILE = "head.json"
+"""Beside an adapter: the settings of transformers' configurations that its head needs, such as id2label."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,13 +58,36 @@ class Found:
         return own if own is not None and (own / "tokenizer_config.json").is_file() else self.base
 
 
-def head_of(found: Found) -> Literal["lm", "score"]:
-    """Which last layer a model on disk has: next tokens, or a score."""
-    if found.adapter is not None:
-        task = read_json(found.adapter / "adapter_config.json").get("task_type")
-        return "score" if task == "SEQ_CLS" else "lm"
-    architectures = str(read_json(found.base / "config.json").get("architectures"))
-    return "score" if "ForSequenceClassification" in architectures else "lm"
+def head_of(found: Found) -> HeadSpec:
+    """Which last layer a model on disk has, and for which labels.
+
+    The labels over an adapter stand in a file beside it; an adapter without one has those of its base, or as many
+    numbered ones as its head has rows.
+    """
+    from tunesmith.models.heads import KINDS, HeadSpec
+
+    config = read_json(found.base / "config.json")
+    architectures = [str(name) for name in config.get("architectures") or ()]
+    bare = bool(architectures) and not any("For" in name or "LMHead" in name for name in architectures)
+    own: Kind = "states" if bare else "lm"
+    for kind, end in KINDS.items():
+        own = kind if any(name.endswith(end) for name in architectures) else own
+    base = HeadSpec.saved(own, config) if own in KINDS else HeadSpec(own)
+    if found.adapter is None:
+        return base
+    kind = TASKS.get(str(read_json(found.adapter / "adapter_config.json").get("task_type")), "lm")
+    if (found.adapter / HEAD_FILE).is_file():
+        return HeadSpec.saved(kind, read_json(found.adapter / HEAD_FILE))
+    if kind not in KINDS or kind == base.kind:
+        return base if kind == base.kind else HeadSpec(kind)
+    return HeadSpec.saved(kind, {"id2label": dict.fromkeys(range(_outputs(found.adapter)))})
+
+
+def _outputs(adapter: Path) -> int:
+    """Rows of the head that an adapter holds; transformers' default of two where it holds none."""
+    with safe_open(adapter / "adapter_model.safetensors", framework="np") as tensors:
+        named = [name for name in tensors.keys() if name.endswith(HEAD_WEIGHTS)]  # noqa: SIM118 (no mapping)
+        return int(tensors.get_slice(named[-1]).get_shape()[0]) if named else 2
 
 
 def is_encoder_decoder(found: Found) -> bool:

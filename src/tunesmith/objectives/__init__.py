@@ -18,7 +18,9 @@ from tunesmith.core.records import Record
 from tunesmith.core.run import TrainSpec
 from tunesmith.data.encode import Rules
 from tunesmith.data.prepare import MAX_TOKENS
+from tunesmith.data.store import TokenStore
 from tunesmith.models.forest import Batch
+from tunesmith.models.heads import HeadSpec
 from tunesmith.models.policy import Policy
 
 Losses = tuple[Tensor, dict[str, Tensor]]
@@ -43,18 +45,30 @@ class Objective(Plugin):
 
     takes: ClassVar[type[Record]]
     """The kind of record it learns from."""
-    head: ClassVar[Literal["lm", "score"]] = "lm"
-    """The output layer it needs: next tokens, or one number a row."""
     needs_encoder: ClassVar[bool] = False
     """Whether it is for encoder-decoders only; other objectives take these too, where their rows have prompts."""
+    needs_strangers: ClassVar[bool] = False
+    """Whether an answer to another prompt stands beside each row's own answer (`data/strangers.py`)."""
     online: ClassVar[bool] = False
     """Whether it samples answers while it trains; what was sampled is then kept in checkpoints."""
     unit: ClassVar[str] = "tokens"
     """What is counted, for people."""
 
+    @property
+    def head(self) -> HeadSpec:
+        """The output layer it needs: next tokens, scores, labels of tokens, or hidden states alone."""
+        return HeadSpec()
+
     def rules(self, train: TrainSpec) -> Rules:
         """How its records become token rows."""
         return Rules(self.takes, train.max_tokens or MAX_TOKENS, train.over_long, train.learn)
+
+    def check_rows(self, rows: TokenStore) -> None:
+        """Refuse training rows that cannot teach it.
+
+        Raises:
+            Problem: with what the rows have instead.
+        """
 
     def equip(self, policy: Policy) -> nn.Module | None:
         """A module that learns beside the model and is no part of the result, such as a value head; None for none.
@@ -78,6 +92,11 @@ class Objective(Plugin):
     def scores_reference(self) -> Literal["never", "live", "precomputed"]:
         """Whether, and when, the model without the method has to score the rows."""
         return getattr(self, "reference", "never")
+
+    @property
+    def other_model(self) -> str | None:
+        """Another model that it is held to or learns from, by folder or id; it is `policy.reference`."""
+        return getattr(self, "reference_model", None)
 
     @abstractmethod
     def count(self, batch: Batch) -> float:

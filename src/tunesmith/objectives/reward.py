@@ -6,7 +6,7 @@ transformers' own `…ForSequenceClassification`, which is what is saved.
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar
 
 import torch.nn.functional as F
 from pydantic import Field
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from tunesmith.core.records import Preference, Record
 from tunesmith.models.forest import Batch
+from tunesmith.models.heads import HeadSpec
 from tunesmith.models.policy import Policy
 from tunesmith.objectives import Objective
 
@@ -22,13 +23,16 @@ class Reward(Objective):
     """Learn to score answers so that the preferred one of a pair gets more."""
 
     takes: ClassVar[type[Record]] = Preference
-    head: ClassVar[Literal["lm", "score"]] = "score"
     unit: ClassVar[str] = "pairs"
 
     margin: Annotated[float, Field(ge=0)] = 0.0
     """By how much the better answer should lead before the loss falls below ln 2."""
     center: Annotated[float, Field(ge=0)] = 0.0
     """Weight of (r(chosen) + r(rejected))^2, which keeps the scores around zero (arXiv:2312.09244)."""
+
+    @property
+    def head(self) -> HeadSpec:
+        return HeadSpec("score")
 
     def count(self, batch: Batch) -> float:
         return batch.answers / 2

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -25,6 +25,7 @@ from transformers import PreTrainedModel
 from tunesmith.methods import Losses, Method, trainable
 from tunesmith.models.attention import NAME
 from tunesmith.models.forest import Batch
+from tunesmith.models.heads import HeadSpec
 from tunesmith.models.policy import Policy
 
 CPU, META = torch.device("cpu"), torch.device("meta")
@@ -125,14 +126,19 @@ def _imagine(model: nn.Module, device: torch.device) -> None:
 
 
 class _Likelihood:
-    """The plainest objective: the log-likelihood of what is learned, or where the model scores answers, the scores."""
+    """The plainest objective: the log-likelihood of what is learned, or the scores, labels or states of the answers."""
 
     def count(self, batch: Batch) -> float:
         return float(len(batch.targets))
 
     def loss(self, policy: Policy, batch: Batch) -> Losses:
-        if policy.model.get_output_embeddings() is None:
-            return policy.scores(batch).sum(), {}
+        head, rows = HeadSpec.of(policy.model).kind, torch.arange(batch.answers, device=batch.tokens.device)
+        if head == "score":
+            return policy.class_scores(batch).sum(), {}
+        if head == "tags":
+            return policy.tag_scores(replace(batch, marks=batch.ends, mark_rows=rows)).sum(), {}
+        if head == "states":
+            return policy.hidden(batch, batch.ends, rows).float().sum(), {}
         return -(policy.logprobs(batch) * batch.targets.weight).sum(), {}
 
 
