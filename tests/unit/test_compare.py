@@ -22,6 +22,7 @@ from tunesmith.compare.study import Budget, Study, Trial
 from tunesmith.compare.table import HEAD, Table
 from tunesmith.core.problem import Problem, Problems
 from tunesmith.core.run import parse_run
+from tunesmith.core.rundir import held
 
 RUN = parse_run({"model": "builtin:seedling", "data": "rows.jsonl", "train": {"seed": 5}}, "test")
 
@@ -183,7 +184,7 @@ class TestCarryingOut:
 
     def test_a_second_start_at_once_is_refused(self, done: tuple[Study, Table]) -> None:
         made, _ = done
-        with work._alone(made.folder), pytest.raises(Problem, match="another process"):
+        with held(made.folder, Problem("", "busy")), pytest.raises(Problem, match="another process"):
             list(work.carry_out(made, unheard))
 
 

@@ -7,7 +7,6 @@ trial ─▶ refused before (it cannot fit) ─▶ a row with the reason
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import math
 import shutil
 import signal
@@ -24,7 +23,7 @@ from tunesmith.compare.outcome import Outcome, Refusal, finished, read_outcome, 
 from tunesmith.compare.study import Study, Trial
 from tunesmith.core.events import Event, read_events
 from tunesmith.core.problem import Problem
-from tunesmith.core.rundir import RunDir, write_atomic, write_json
+from tunesmith.core.rundir import RunDir, held, write_atomic, write_json
 from tunesmith.train.plan import plan
 
 Progress = Callable[[str, int, int], None]
@@ -50,7 +49,8 @@ def carry_out(study: Study, listen: Progress) -> Iterator[Outcome | Refusal]:
         KeyboardInterrupt: asked to stop; the trial under way has saved a checkpoint.
     """
     study.folder.mkdir(parents=True, exist_ok=True)
-    with _alone(study.folder), _terminated_as_interrupted():
+    busy = Problem(str(study.folder), "another process works on this study right now", "Wait for it to end")
+    with held(study.folder, busy), _terminated_as_interrupted():
         study.begin()
         measured: set[str] = set()
         for trial in study.trials():
@@ -210,17 +210,6 @@ def _terminated_as_interrupted() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
-
-
-@contextlib.contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Hold the study's lock."""
-    with (folder / ".lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise Problem(str(folder), "another process works on this study right now", "Wait for it to end") from error
-        yield
 
 
 def _unheard(event: Event) -> None:

@@ -16,6 +16,8 @@ from __future__ import annotations
 import json
 import os
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -65,10 +67,6 @@ class RunDir:
     def evaluation(self) -> Path:
         return self.path / "evaluation"
 
-    @property
-    def lock(self) -> Path:
-        return self.path / ".lock"
-
     def is_run(self) -> bool:
         """Whether the folder holds a run."""
         return self.run_file.is_file()
@@ -109,10 +107,35 @@ def write_json(path: Path, value: Any) -> None:
     write_atomic(path, (json.dumps(value, ensure_ascii=False, indent=2) + "\n").encode())
 
 
+def sync_file(path: Path) -> None:
+    """Make a written file's content durable."""
+    _sync(path)
+
+
+@contextmanager
+def held(folder: Path, busy: Problem) -> Iterator[None]:
+    """Hold a folder's lock (`.lock` in it) against other processes.
+
+    Raises:
+        Problem: `busy`, where another process holds it.
+    """
+    import fcntl
+
+    with (folder / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise busy from error
+        yield
+
+
 def sync_folder(path: Path) -> None:
     """Make the names in a folder durable; a no-op where folders cannot be opened (Windows)."""
-    if os.name == "nt":
-        return
+    if os.name != "nt":
+        _sync(path)
+
+
+def _sync(path: Path) -> None:
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -25,9 +25,10 @@ from tunesmith.core.plugins import build
 from tunesmith.core.plugins import find as plugin
 from tunesmith.core.problem import Problem
 from tunesmith.merge.adapter_file import CONFIG, write_adapter
+from tunesmith.merge.choices import options_of
 from tunesmith.merge.factors import Distance, Factors, joined, nearest
 from tunesmith.merge.lowrank import Adapter, Change, read_adapter
-from tunesmith.merge.methods import Block, MergeMethod, OneEach, Whole
+from tunesmith.merge.methods import Block, MergeMethod, Whole
 from tunesmith.models.source import Found, find, read_json
 
 SUM = "sum"
@@ -253,8 +254,8 @@ def _merger(method: str, sources: Sequence[_Source], options: Mapping[str, objec
 
 def _each(method: str, options: Mapping[str, object], count: int) -> dict[str, object]:
     """The options of a method; those that have a value a model get one value for all."""
-    fields = plugin("merge", method).model_fields
-    each = {name: field for name, field in fields.items() if any(isinstance(mark, OneEach) for mark in field.metadata)}
-    usual = {name: field.default[0] for name, field in each.items() if not field.is_required()}
-    given = {**usual, **options}
+    each = {
+        option.name: option for option in options_of(cast("type[MergeMethod]", plugin("merge", method))) if option.each
+    }
+    given = {**{name: option.default for name, option in each.items() if not option.required}, **options}
     return {name: (value,) * count if name in each else value for name, value in given.items()}

@@ -26,9 +26,10 @@ from transformers import PreTrainedModel
 from tunesmith.core.problem import Problem
 from tunesmith.core.records import Message
 from tunesmith.core.run import ModelSpec
-from tunesmith.core.rundir import sync_folder, write_json
+from tunesmith.core.rundir import sync_file, sync_folder, write_json
 from tunesmith.merge.few_bits import Shift, as_trained, held_as, shift
 from tunesmith.merge.lowrank import Adapter, Change, read_adapter
+from tunesmith.merge.prompts import PROMPTS
 from tunesmith.methods._own import saved_method
 from tunesmith.methods._through_peft import melted
 from tunesmith.models.ancestor import saved_length, unfoldable
@@ -39,14 +40,6 @@ from tunesmith.models.source import Found, find, head_of, read_json
 
 Hear = Callable[[str], None]
 
-PROMPTS = (
-    "Who are you?",
-    "What is the capital of France, and why is it famous?",
-    "Write one sentence about rain in the mountains.",
-    "你是谁？请用一句话介绍自己。",
-    "这家酒店的早餐很好，房间也干净。这条评论是正面的还是负面的？",
-    "def area(radius):",
-)
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2}
 """Largest difference of logits, relative to the largest logit, that one rounding of the weights explains."""
 SHARD_BYTES = 4_000_000_000
@@ -126,7 +119,9 @@ def fold(
             hear("comparing logits over the base in few bits and over the original one")
             other = _logits(_with_adapter(found, None if over else held), chats)
             moved = shift(held.kind, *((expected, other) if over else (other, expected)))
-        _sync(staging)
+        for file in staging.iterdir():
+            sync_file(file)
+        sync_folder(staging)
         staging.rename(folder)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
@@ -272,15 +267,3 @@ def _refuse_mismatch(difference: float, dtype: torch.dtype, target: str) -> None
 
 def _shards(folder: Path) -> list[Path]:
     return sorted(folder.glob("*.safetensors"))
-
-
-def _sync(folder: Path) -> None:
-    import os
-
-    for file in folder.iterdir():
-        handle = os.open(file, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
-    sync_folder(folder)

@@ -20,7 +20,8 @@ from tunesmith.merge.engine import Engine, Progress
 from tunesmith.merge.inputs import Model
 from tunesmith.merge.layout import Piece
 from tunesmith.merge.output import Staging, check_room
-from tunesmith.merge.proof import PROMPTS, Proof, prove_files, prove_model
+from tunesmith.merge.prompts import PROMPTS
+from tunesmith.merge.proof import Proof, prove_files, prove_model
 from tunesmith.merge.tokens import Vocabulary
 
 SHARD_BYTES = 4_000_000_000

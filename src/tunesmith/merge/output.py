@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import json
 import math
 import os
@@ -26,8 +25,9 @@ from typing import Any, cast
 
 import numpy as np
 
+from tunesmith.core import rundir
 from tunesmith.core.problem import Problem
-from tunesmith.core.rundir import sync_folder, write_json
+from tunesmith.core.rundir import sync_file, sync_folder, write_json
 from tunesmith.merge.layout import Piece
 from tunesmith.merge.numbers import Bits
 
@@ -167,7 +167,7 @@ class Staging:
         (self.folder / NOTES).unlink(missing_ok=True)
         shutil.rmtree(self.folder / "stages", ignore_errors=True)
         for file in self.folder.iterdir():
-            _sync(file)
+            sync_file(file)
         sync_folder(self.folder)
         (self.folder / ".lock").unlink(missing_ok=True)
         self.folder.rename(self.output)
@@ -194,18 +194,11 @@ def held(output: Path) -> Generator[Path]:
     folder = staging_of(output)
     with _in_words(output):
         folder.mkdir(parents=True, exist_ok=True)
-        with (folder / ".lock").open("w") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise _busy(output) from error
+        busy = Problem(str(output), "another merge is writing it right now", "Wait for it to end")
+        with rundir.held(folder, busy):
             if output.exists() or not folder.is_dir():  # the other merge ended in between
-                raise _busy(output)
+                raise busy
             yield folder
-
-
-def _busy(output: Path) -> Problem:
-    return Problem(str(output), "another merge is writing it right now", "Wait for it to end")
 
 
 @contextlib.contextmanager
@@ -263,11 +256,3 @@ def _put(handle: int, content: memoryview, start: int) -> None:
     while content:
         count = os.pwrite(handle, content, start)
         content, start = content[count:], start + count
-
-
-def _sync(file: Path) -> None:
-    handle = os.open(file, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

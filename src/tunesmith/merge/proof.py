@@ -22,20 +22,11 @@ from numpy.typing import NDArray
 
 from tunesmith.core.problem import Problem
 from tunesmith.merge.output import ShardFile
+from tunesmith.merge.prompts import PROMPTS
 from tunesmith.merge.weights import Weights
 
 if TYPE_CHECKING:
     import torch
-
-PROMPTS = (
-    "Who are you?",
-    "What is the capital of France, and why is it famous?",
-    "Write one sentence about rain in the mountains.",
-    "你是谁？请用一句话介绍自己。",
-    "这家酒店的早餐很好，房间也干净。这条评论是正面的还是负面的？",
-    "def area(radius):",
-)
-
 
 REPORT = "Please report the recipe"
 
@@ -152,11 +143,12 @@ def _loss(model: torch.nn.Module, rows: list[list[int]], folder: Path) -> float:
     tokens = pad_sequence([torch.tensor(row) for row in rows], batch_first=True)
     mask = pad_sequence([torch.ones(len(row), dtype=torch.long) for row in rows], batch_first=True)
     with torch.no_grad():
-        logits = model(input_ids=tokens, attention_mask=mask).logits.float()
+        found = model(input_ids=tokens, attention_mask=mask)
+    logits = (found.logits if "logits" in found else found.last_hidden_state).float()
     real = logits[mask.bool()] if logits.ndim == 3 else logits
     if not torch.isfinite(real).all():
         raise Problem(str(folder), "its logits on real prompts are not finite, so it was not kept", "Check the recipe")
-    if logits.ndim < 3:
+    if logits.ndim < 3 or model.get_output_embeddings() is None:
         return 0.0
     learned = tokens[:, 1:].masked_fill(mask[:, 1:] == 0, -100)
     return float(torch.nn.functional.cross_entropy(logits[:, :-1].transpose(1, 2), learned))

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from tunesmith.optimizers import Groups
+
 State = dict[str, Any]
 """What an optimizer keeps of one weight: tensors and numbers by name."""
 
@@ -41,6 +43,16 @@ class Stepping(Exact):
     @abstractmethod
     def move(self, weight: Tensor, grad: Tensor, state: State, group: dict[str, Any]) -> None:
         """One step of one weight; `state` is empty before its first."""
+
+
+class Drawing(Stepping):
+    """One that draws at random for each weight: from the run's seed and the weight's number."""
+
+    def __init__(self, groups: Groups, options: dict[str, Any], seed: int) -> None:
+        super().__init__(groups, options)
+        self.seed = seed
+        weights = [weight for group in self.param_groups for weight in group["params"]]
+        self.numbers = {weight: number for number, weight in enumerate(weights)}
 
 
 def draws(device: torch.device, *numbers: int) -> torch.Generator:

@@ -23,7 +23,7 @@ from tunesmith.optimizers._adam import direction
 from tunesmith.optimizers._groups import decayed, divide, fusible, larger, none_larger
 from tunesmith.optimizers._joined import Joined
 from tunesmith.optimizers._options import AdamOptions, Count, Positive
-from tunesmith.optimizers._own import State, Stepping, draws
+from tunesmith.optimizers._own import Drawing, State, draws
 
 GROWTH = 1.01
 MINI_SCALE = math.sqrt(128)
@@ -69,14 +69,8 @@ class Apollo(AdamOptions):
         }
 
 
-class _Scaled(Stepping):
+class _Scaled(Drawing):
     """APOLLO over matrices."""
-
-    def __init__(self, groups: Groups, options: dict[str, Any], seed: int) -> None:
-        super().__init__(groups, options)
-        self.seed = seed
-        weights = [weight for group in self.param_groups for weight in group["params"]]
-        self.numbers = {weight: number for number, weight in enumerate(weights)}
 
     def move(self, weight: Tensor, grad: Tensor, state: State, group: dict[str, Any]) -> None:
         tall = weight.shape[0] >= weight.shape[1]

@@ -23,7 +23,7 @@ from tunesmith.optimizers import Groups, Shapes
 from tunesmith.optimizers._adam import direction
 from tunesmith.optimizers._groups import decayed
 from tunesmith.optimizers._options import AdamOptions, Positive
-from tunesmith.optimizers._own import State, Stepping, draws
+from tunesmith.optimizers._own import Drawing, State, draws
 
 BYTES = {"master": 4, "stochastic": 0, "kahan": 2}
 
@@ -62,14 +62,8 @@ class Bf16(AdamOptions):
             )
 
 
-class _Halves(Stepping):
+class _Halves(Drawing):
     """AdamW over bfloat16 weights."""
-
-    def __init__(self, groups: Groups, options: dict[str, Any], seed: int) -> None:
-        super().__init__(groups, options)
-        self.seed = seed
-        weights = [weight for group in self.param_groups for weight in group["params"]]
-        self.numbers = {weight: number for number, weight in enumerate(weights)}
 
     def move(self, weight: Tensor, grad: Tensor, state: State, group: dict[str, Any]) -> None:
         draw = draws(weight.device, self.seed, state.get("step", 0), self.numbers[weight])

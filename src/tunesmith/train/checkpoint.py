@@ -17,7 +17,6 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
-import os
 import random
 import shutil
 from collections.abc import Mapping
@@ -33,7 +32,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from tunesmith.core.problem import Problem
-from tunesmith.core.rundir import sync_folder
+from tunesmith.core.rundir import sync_file, sync_folder
 from tunesmith.methods import Method, trainable
 from tunesmith.objectives import Round
 from tunesmith.train.disk import FULL, code_of, full
@@ -236,11 +235,11 @@ def _on_cpu(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def _write_manifest(folder: Path, state: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
     files = {}
     for file in sorted(folder.iterdir()):
-        _sync_file(file)
+        sync_file(file)
         files[file.name] = {"size": file.stat().st_size, "sha256": _hash(file)}
     manifest = {"format": FORMAT, "step": state["step"], "tokens": state["tokens"], "files": files, **facts}
     (folder / MANIFEST).write_text(json.dumps({**manifest, DIGEST: _digest(manifest)}, indent=1))
-    _sync_file(folder / MANIFEST)
+    sync_file(folder / MANIFEST)
     sync_folder(folder)
 
 
@@ -330,11 +329,3 @@ def _digest(manifest: Mapping[str, Any]) -> str:
 def _hash(file: Path) -> str:
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def _sync_file(file: Path) -> None:
-    handle = os.open(file, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -7,7 +7,6 @@ gather ─▶ new folder, locked ─▶ build ─▶ loop ─▶ best weights �
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import math
 import shutil
 import time
@@ -22,7 +21,7 @@ import yaml
 from tunesmith.core.events import Event
 from tunesmith.core.problem import Problem
 from tunesmith.core.run import Run, parse_run, read_run
-from tunesmith.core.rundir import RunDir, open_run, sync_folder, write_atomic
+from tunesmith.core.rundir import RunDir, held, open_run, sync_folder, write_atomic
 from tunesmith.data.golden import golden_ids
 from tunesmith.models.device import choose, peak_bytes
 from tunesmith.models.load import quietly, save_tokenizer
@@ -254,6 +253,7 @@ class _Saver:
         with quietly():
             self.inputs.method.save(self.ready.trained, staging)
         save_tokenizer(self.inputs.codec, self.inputs.found, staging)
+        self.inputs.objective.finish(self.ready.policy, staging)
         shutil.rmtree(self.folder.model, ignore_errors=True)
         staging.rename(self.folder.model)
         sync_folder(self.folder.path)
@@ -340,13 +340,8 @@ def _locked(folder: RunDir, world: World) -> Iterator[None]:
     if not world.main:
         yield
         return
-    with folder.lock.open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise Problem(
-                str(folder.path), "another process trains this run right now", "Wait for it to end"
-            ) from error
+    busy = Problem(str(folder.path), "another process trains this run right now", "Wait for it to end")
+    with held(folder.path, busy):
         yield
 
 
