@@ -24,7 +24,7 @@ import numpy as np
 from tunesmith.core.problem import Problem
 from tunesmith.core.records import Chat, Message, Preference, Prompt, Rated, Record, Text
 from tunesmith.core.rows import Piece, TokenRow
-from tunesmith.data.framed import FRAMED, cut_framed, framed
+from tunesmith.data.framed import FRAMED, Grades, cut_framed, framed
 from tunesmith.data.masks import NoMask, spans
 from tunesmith.data.oddities import record_texts
 from tunesmith.data.report import Rejected
@@ -47,7 +47,8 @@ class Rules:
 
     labels: those that are learned, in the order of their numbers; several: whether a text may have any number of them;
     number: whether the label is itself a number to be learned; apart: whether the texts of a Related record are read
-    one by one, not after the query; room: tokens of `max_tokens` that a prompt leaves for its answer.
+    one by one, not after the query; grades: which grades such a record must have (`framed.py`); room: tokens of
+    `max_tokens` that a prompt leaves for its answer.
     """
 
     kind: type[Record]
@@ -58,6 +59,7 @@ class Rules:
     several: bool = False
     number: bool = False
     apart: bool = False
+    grades: Grades = "any"
     room: int = 0
 
     def __post_init__(self) -> None:
@@ -80,6 +82,7 @@ class Rules:
             "several": self.several,
             "number": self.number,
             "apart": self.apart,
+            "grades": self.grades,
             "room": self.room,
         }
 
@@ -312,10 +315,10 @@ def _truncated(row: TokenRow, size: int, what: str) -> TokenRow:
 
 
 def _rejected(record: Record, reason: str, message: str) -> Rejected:
-    return Rejected(record.place, reason, message, _excerpt(record))
+    return Rejected(record.place, reason, message, excerpt_of(record))
 
 
-def _excerpt(record: Record) -> str:
+def excerpt_of(record: Record) -> str:
     """How a record begins, for a person."""
     messages = getattr(record, "messages", None) or getattr(record, "prompt", ())
     text = " / ".join([message.content for message in messages] or record_texts(record))

@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from itertools import takewhile
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -25,6 +25,21 @@ from tunesmith.data.tokenizer import Codec
 
 if TYPE_CHECKING:
     from tunesmith.data.encode import Rules
+
+Grades = Literal["any", "near", "near and far", "unlike", "ranked", "shares", "cosines"]
+"""What an objective over Related records needs of their grades."""
+_NEEDED: Mapping[Grades, tuple[Callable[[set[float]], bool], str]] = {
+    "any": (lambda grades: True, "any grades"),
+    "near": (lambda grades: grades <= {0, 1} and 1 in grades, "1 for near texts, one at least, and 0 for far ones"),
+    "near and far": (lambda grades: grades == {0, 1}, "1 for near texts and 0 for far ones, one of each at least"),
+    "unlike": (lambda grades: len(grades) > 1, "two texts of different grades at least"),
+    "ranked": (
+        lambda grades: len(grades) > 1 and min(grades) >= 0,
+        "two texts of different grades at least, and none below 0",
+    ),
+    "shares": (lambda grades: all(0 <= grade <= 1 for grade in grades), "grades from 0 to 1"),
+    "cosines": (lambda grades: all(-1 <= grade <= 1 for grade in grades), "grades from -1 to 1"),
+}
 
 
 def framed(record: Record, codec: Codec, rules: Rules) -> TokenRow:
@@ -100,6 +115,10 @@ def _tagged(record: Tagged, codec: Codec, rules: Rules) -> TokenRow:
 
 
 def _related(record: Related, codec: Codec, rules: Rules) -> TokenRow:
+    fit, needed = _NEEDED[rules.grades]
+    if not fit(set(record.grades)):
+        shown = ", ".join(f"{grade:g}" for grade in record.grades[:8]) + (" …" if len(record.grades) > 8 else "")
+        raise NoMask("unfit grades", f"the grades are {shown}, and what is learned needs {needed}")
     if rules.apart:
         texts = tuple(_text(codec, text) for text in (record.query, *record.others))
         return TokenRow(_piece(()), texts, values=(0.0, *record.grades))

@@ -9,6 +9,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import ClassVar, Literal
 
 from torch import Tensor, nn
@@ -63,6 +64,16 @@ class Objective(Plugin):
         """How its records become token rows."""
         return Rules(self.takes, train.max_tokens or MAX_TOKENS, train.over_long, train.learn)
 
+    def resolved(self, base: HeadSpec, counts: Callable[[], Mapping[str, int]]) -> tuple[Objective, tuple[str, ...]]:
+        """The objective with what it leaves open written out, and sentences for a person.
+
+        base: the head that the model has; counts: reads the training rows and tells how often each label occurs.
+
+        Raises:
+            Problem: what is left open cannot be found.
+        """
+        return self, ()
+
     def check_rows(self, rows: TokenStore) -> None:
         """Refuse training rows that cannot teach it.
 
@@ -97,6 +108,9 @@ class Objective(Plugin):
     def other_model(self) -> str | None:
         """Another model that it is held to or learns from, by folder or id; it is `policy.reference`."""
         return getattr(self, "reference_model", None)
+
+    def finish(self, policy: Policy, folder: Path) -> None:
+        """Write beside the saved model and tokenizer what else those need who use it; nothing by default."""
 
     @abstractmethod
     def count(self, batch: Batch) -> float:

@@ -1,0 +1,95 @@
+"""The folder layout of sentence-transformers, beside a model's own files: how its vectors or scores are made.
+
+    embedder   modules.json                       transformer ─▶ pooling ─▶ length 1
+               sentence_bert_config.json          (texts are tokenised as they are, no chat template)
+               1_Pooling/config.json              which states make the vector
+               2_Normalize/config.json
+               config_sentence_transformers.json  vectors are compared by their cosine
+    reranker   modules.json                       transformer alone, which scores (query, document)
+               sentence_bert_config.json, config_sentence_transformers.json
+
+It is written in the words that versions from 2 on read. Where nothing says otherwise, version 5 on would put every
+text into the tokenizer's chat template, so these files stand beside a reranker, too, though it has but one module.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, cast
+
+from tunesmith.core.problem import Problem
+from tunesmith.core.rundir import write_json
+from tunesmith.models.pooling import Pooling
+from tunesmith.models.source import read_json
+
+MODULES, TRANSFORMER, ABOUT = "modules.json", "sentence_bert_config.json", "config_sentence_transformers.json"
+FILES = (MODULES, TRANSFORMER, ABOUT, "1_Pooling/config.json", "2_Normalize/config.json")
+"""All that says how vectors or scores are made."""
+WORDS: dict[Pooling, str] = {"mean": "mean_tokens", "last": "lasttoken", "cls": "cls_token"}
+"""The libraries' words, behind `pooling_mode_`; the newest name the mode alone."""
+NEW_WORDS: dict[str, Pooling] = {"mean": "mean", "lasttoken": "last", "cls": "cls"}
+
+
+def save_embedder(folder: Path, pooling: Pooling, width: int) -> None:
+    """Say that the model in a folder gives vectors, and how.
+
+    width: numbers of a vector.
+    """
+    modes = {f"pooling_mode_{word}": name == pooling for name, word in WORDS.items()}
+    _write(folder, ("Transformer", "Pooling", "Normalize"))
+    write_json(folder / TRANSFORMER, {"do_lower_case": False})
+    write_json(folder / "1_Pooling" / "config.json", {"word_embedding_dimension": width, **modes})
+    write_json(folder / "2_Normalize" / "config.json", {})
+    write_json(folder / ABOUT, {"model_type": "SentenceTransformer", "similarity_fn_name": "cosine"})
+
+
+def save_reranker(folder: Path) -> None:
+    """Say that the model in a folder scores a query and a document that its tokenizer joins."""
+    _write(folder, ("Transformer",))
+    write_json(folder / TRANSFORMER, {"transformer_task": "sequence-classification", "do_lower_case": False})
+    write_json(folder / ABOUT, {"model_type": "CrossEncoder"})
+
+
+def saved_pooling(folder: Path) -> Pooling | None:
+    """How the vectors of the model in a folder are made; None where nothing is said of it.
+
+    Raises:
+        Problem: in a way that is not known here.
+    """
+    if not (folder / MODULES).is_file():
+        return None
+    parts = _modules(folder / MODULES)
+    kinds = [str(part.get("type")).rpartition(".")[2] for part in parts]
+    if unknown := sorted(set(kinds) - {"Transformer", "Pooling", "Normalize"}):
+        raise Problem(str(folder / MODULES), f"makes vectors with {unknown[0]}, which is not known here")
+    if "Pooling" not in kinds:
+        return None
+    file = folder / str(parts[kinds.index("Pooling")].get("path")) / "config.json"
+    config = read_json(file)
+    modes: list[Pooling] = [name for name, word in WORDS.items() if config.get(f"pooling_mode_{word}")]
+    if config.get("pooling_mode") in NEW_WORDS:
+        modes = [NEW_WORDS[config["pooling_mode"]]]
+    others = [name for name, value in config.items() if name.startswith("pooling_mode_") and value]
+    if len(modes) != 1 or len(others) > 1:
+        shown = ", ".join(others) or config.get("pooling_mode")
+        raise Problem(str(file), f"makes a vector in a way that is not known here ({shown})", "Known: mean, last, cls")
+    return modes[0]
+
+
+def _write(folder: Path, names: tuple[str, ...]) -> None:
+    parts = [
+        {"idx": n, "name": str(n), "path": f"{n}_{name}" if n else "", "type": f"sentence_transformers.models.{name}"}
+        for n, name in enumerate(names)
+    ]
+    write_json(folder / MODULES, parts)
+
+
+def _modules(file: Path) -> list[dict[str, Any]]:
+    try:
+        found = json.loads(file.read_text("utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise Problem(str(file), f"cannot be read ({error})", "The folder is damaged; fetch it again") from error
+    if not isinstance(found, list) or not all(isinstance(part, dict) for part in cast("list[Any]", found)):
+        raise Problem(str(file), "is no list of modules", "The folder is damaged; fetch it again")
+    return cast("list[dict[str, Any]]", found)
