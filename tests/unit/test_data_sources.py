@@ -15,8 +15,9 @@ import pytest
 from tunesmith.core.problem import Problem
 from tunesmith.core.records import Chat, Labelled, Message, Place, Preference, Rated, Record, Text
 from tunesmith.core.run import DataSpec
+from tunesmith.data.convert import convert
 from tunesmith.data.report import Rejected
-from tunesmith.data.sources import convert, open_source
+from tunesmith.data.sources import open_source
 
 ROW = {"instruction": "q", "output": "a"}
 
@@ -170,7 +171,8 @@ def test_a_column_that_plays_one_part_plays_no_other(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("row", "mapping"),
     [
-        ({"question": "q", "answer": "a"}, "columns: {instruction: question, output: answer}"),
+        ({"question": "q", "reply": "a"}, "columns: {instruction: question, output: reply}"),
+        ({"prompt": "q", "reply": "a"}, "columns: {instruction: prompt, output: reply}"),
         ({"riddle": "q", "answer": "a"}, "columns: {instruction: riddle, output: answer}"),
         ({"Prompt": "q", "Response": "a", "id": 3}, "columns: {instruction: Prompt, output: Response}"),
         (
@@ -254,10 +256,12 @@ def test_system_heads_what_has_none() -> None:
     assert convert(Text("t"), Text, spec) == Text("t")
 
 
-@pytest.mark.parametrize("record", [Text("t"), Preference((QUESTION,), (ANSWER,), (QUESTION,))])
-def test_what_does_not_convert_names_the_objectives_that_take_it(record: Record) -> None:
+@pytest.mark.parametrize(
+    ("record", "to"), [(Text("t"), Chat), (Preference((QUESTION,), (ANSWER,), (QUESTION,)), Text)]
+)
+def test_what_does_not_convert_names_the_objectives_that_take_it(record: Record, to: type[Record]) -> None:
     with pytest.raises(Problem, match=r"Objectives for \w+ rows: (pretrain|dpo, reward)"):
-        convert(record, Chat, DataSpec(path="f"))
+        convert(record, to, DataSpec(path="f"))
 
 
 def test_a_prompt_without_the_text_is_a_problem(tmp_path: Path) -> None:

@@ -33,10 +33,12 @@ from tunesmith.core.rows import TokenRow
 from tunesmith.core.rundir import sync_folder
 from tunesmith.data.check import account, begin
 from tunesmith.data.codec_parts import CodecParts
-from tunesmith.data.encode import Rules, encode
+from tunesmith.data.convert import conversions, told
+from tunesmith.data.encode import Rules, encode, excerpt_of
+from tunesmith.data.formats import RowFault
 from tunesmith.data.oddities import Seen
 from tunesmith.data.report import DataReport, Rejected
-from tunesmith.data.sources import Source, all_rejected, convert
+from tunesmith.data.sources import Source, all_rejected
 from tunesmith.data.store import FORMAT, Block, StoreWriter, TokenStore, block_of, content_key, open_store
 from tunesmith.data.tokenizer import Codec
 
@@ -59,9 +61,9 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class _Task:
-    """A record on its way to a worker, with the numbers of its source in the report and of its entry."""
+    """What a row has become on its way to a worker, with the numbers of its source in the report and of its entry."""
 
-    record: Record
+    records: tuple[Record, ...]
     source: int
     entry: int
 
@@ -195,21 +197,32 @@ class _Ledger:
             number = begin(part.source, self._report)
             self._parts[number] = part
             for record in account(part.source, number, self._report, seen):
-                yield _Task(convert(record, rules.kind, part.source.spec), number, part.entry)
+                if what := told(record, rules.kind):
+                    part.source.notes.setdefault(what)
+                try:
+                    records = conversions(record, rules.kind, part.source.spec)
+                except RowFault as fault:
+                    self._lose(number, Rejected(record.place, fault.reason, str(fault), excerpt_of(record)))
+                else:
+                    yield _Task(records, number, part.entry)
 
     def settle(self, result: _Result) -> None:
         """Book what became of a chunk."""
         for number, row in result.lost:
-            own = self._report.sources[number]
-            own.used -= 1
-            own.rows_in -= 1
-            self._report.reject(number, row)
-            self._first.setdefault(number, row)
-            if row.reason != "too long" and self._parts[number].source.spec.on_bad_row == "stop":
-                hint = "Mend the row, or set `on_bad_row: quarantine` to go on without such rows"
-                raise Problem(str(row.place), f"{row.reason}: {row.message}", hint)
+            self._lose(number, row)
         for (number, name), times in result.counts.items():
             self._report.add(number, name, times)
+
+    def _lose(self, number: int, row: Rejected) -> None:
+        """Book a row as rejected that was taken for one that can be used."""
+        own = self._report.sources[number]
+        own.used -= 1
+        own.rows_in -= 1
+        self._report.reject(number, row)
+        self._first.setdefault(number, row)
+        if row.reason != "too long" and self._parts[number].source.spec.on_bad_row == "stop":
+            hint = "Mend the row, or set `on_bad_row: quarantine` to go on without such rows"
+            raise Problem(str(row.place), f"{row.reason}: {row.message}", hint)
 
     def refuse_empty(self) -> None:
         """Raise if a source has lost all its rows."""
@@ -291,12 +304,16 @@ def _encode_chunk(chunk: list[_Task], codec: Codec, rules: Rules) -> _Result:
     lost: list[tuple[int, Rejected]] = []
     counts: Counter[tuple[int, str]] = Counter()
     for task in chunk:
-        found = encode(task.record, codec, rules, lambda name, task=task: counts.update([(task.source, name)]))
-        if isinstance(found, Rejected):
-            lost.append((task.source, found))
+        found: list[TokenRow] = []
+        for record in task.records:
+            made = encode(record, codec, rules, lambda name, task=task: counts.update([(task.source, name)]))
+            if isinstance(made, Rejected):
+                lost.append((task.source, made))
+                break
+            found += made
         else:
             key = content_key(found)
-            rows += [(row, task.record.place, task.entry, key) for row in found]
+            rows += [(row, task.records[0].place, task.entry, key) for row in found]
     return _Result(block_of(rows), len(chunk), lost, counts)
 
 

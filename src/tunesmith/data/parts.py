@@ -14,6 +14,8 @@ QUESTIONS = ("instruction", "prompt")
 """Columns that may hold a question as one string."""
 CHATS = ("messages", "conversations")
 """Columns that may hold a list of turns."""
+KEYS = ("answer", "solution", "ground_truth", "key")
+"""Columns that may hold what an answer to a prompt is checked against, in the order they are looked for."""
 
 
 def given(row: Row, part: str) -> bool:
@@ -70,6 +72,19 @@ def filled(row: Row, part: str, reason: str) -> str:
     if not value.strip():
         raise RowFault(reason, f"`{part}` is empty")
     return value
+
+
+def written(value: Any, part: str, empty: str = "empty-output") -> str:
+    """A label, a tag or a key as text: a string, a number, true or false; `empty` names the fault of nothing."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, float) and value.is_integer():
+        return str(int(value))
+    if not isinstance(value, (str, int, float)):
+        raise RowFault("wrong-type", f"`{part}` is {kind_of(value)}; it must be a string, a number, true or false")
+    if not str(value).strip():
+        raise RowFault(empty, f"`{part}` is empty")
+    return str(value).strip()
 
 
 def as_list(value: Any, part: str) -> list[Any]:

@@ -1,7 +1,7 @@
 """Sources: from what a run names (a file, a folder, a data set on a hub, a registry's entry) to records.
 
 DataSpec ─▶ open_source ─▶ Source ─▶ records(): Record | Rejected, one for every row
-                                        └─▶ convert: to the kind of record that the objective takes
+                                        └─▶ convert.py: to the kind of record that the objective takes
 """
 
 from __future__ import annotations
@@ -11,14 +11,13 @@ import json
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tunesmith.core.plugins import names
 from tunesmith.core.problem import Problem
-from tunesmith.core.records import Chat, Labelled, Message, Preference, Rated, Record, Text
+from tunesmith.core.records import Record
 from tunesmith.data.detect import choose, rename
 from tunesmith.data.files import DataFile, Found, RawRow, describe, kind_of, read
 from tunesmith.data.files.base import CHUNK, excerpt
@@ -35,14 +34,6 @@ HEAD_ROWS = 50
 """How many rows the format is found from."""
 HEAD_FILES = 16
 """How many files of a folder these rows come from."""
-TAKES: Mapping[type[Record], tuple[str, ...]] = {
-    Text: ("pretrain",),
-    Chat: ("sft",),
-    Preference: ("dpo", "reward", "orpo", "simpo"),
-    Rated: ("kto",),
-    Labelled: ("classify", "sft (with `prompt`)"),
-}
-"""Objectives that learn from each kind of record, for hints."""
 SKIPPED_NAMES = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")
 """Files that describe data sets and hold no rows."""
 
@@ -125,37 +116,6 @@ def open_source(spec: DataSpec, base: Path = Path()) -> list[Source]:
     if address is None:
         return [_open(spec, base)]
     return [_open_entry(entry, spec.path) for entry in read_registry(spec, base / address[0], address[1])]
-
-
-def convert(record: Record, to: type[Record], spec: DataSpec) -> Record:
-    """A record as the kind that an objective takes: labelled texts become chats, and `system` heads chats without one.
-
-    Raises:
-        Problem: there is no way from this kind to that one.
-    """
-    if isinstance(record, Labelled) and to is Chat:
-        asked = (spec.prompt or "{text}").replace("{text}", record.text)
-        messages = (Message("user", asked), Message("assistant", record.label))
-        return Chat(_headed(messages, spec), place=record.place)
-    if not isinstance(record, to):
-        kind = type(record).__name__
-        known = [name for name in TAKES.get(type(record), ()) if name.partition(" ")[0] in names("objective")]
-        raise Problem(
-            spec.path,
-            f"its rows are {kind} records, and the objective takes {to.__name__} records",
-            f"Objectives for {kind} rows: {', '.join(known)}" if known else "Take other data or another objective",
-        )
-    if isinstance(record, Chat):
-        return replace(record, messages=_headed(record.messages, spec))
-    if isinstance(record, (Preference, Rated)):
-        return replace(record, prompt=_headed(record.prompt, spec))
-    return record
-
-
-def _headed(messages: tuple[Message, ...], spec: DataSpec) -> tuple[Message, ...]:
-    if not spec.system or (messages and messages[0].role == "system"):
-        return messages
-    return (Message("system", spec.system), *messages)
 
 
 def _open(spec: DataSpec, base: Path) -> Source:

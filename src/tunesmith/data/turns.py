@@ -72,6 +72,17 @@ class ChatFormat(Format):
         first = turns[0] if turns else None
         return isinstance(first, Mapping) and (self.role_tag in first or "role" in first)
 
+    def is_open(self, value: Any) -> bool:
+        """Whether a value is a list of turns that waits for an answer, as far as its last one tells."""
+        if not self.has_turns(value):
+            return False
+        last = cast("Sequence[Any]", value if isinstance(value, (list, tuple)) else [value])[-1]
+        if not isinstance(last, Mapping):
+            return False
+        turn = cast("Mapping[str, Any]", last)
+        role = turn.get(self.role_tag, turn.get("role"))
+        return role not in (self.assistant_tag, self.function_tag, "assistant")
+
     def _message(self, turn: Mapping[str, Any], where: str) -> Message:
         if self.role_tag not in turn and "role" in turn:
             return _standard_message(turn, _role(turn["role"], STANDARD, where), where)

@@ -15,12 +15,13 @@ from pathlib import Path
 import numpy as np
 
 from tunesmith.core.problem import Problem
-from tunesmith.core.records import Chat, Labelled, Place, Record
+from tunesmith.core.records import Chat, Labelled, Place, Prompt, Record
 from tunesmith.core.run import DataSpec, Run
+from tunesmith.data.convert import convert
 from tunesmith.data.encode import Rules
 from tunesmith.data.prepare import prepare
 from tunesmith.data.report import Rejected
-from tunesmith.data.sources import Source, convert, open_source
+from tunesmith.data.sources import Source, open_source
 from tunesmith.data.split import sample
 from tunesmith.data.store import TokenStore
 from tunesmith.data.tokenizer import Codec
@@ -161,5 +162,6 @@ class Reader:
 
 
 def measured_kind(record: Record, spec: DataSpec) -> Record:
-    """The record as it is measured: a labelled text becomes a chat, everything else keeps its kind."""
-    return convert(record, Chat if isinstance(record, Labelled) else type(record), spec)
+    """The record as it is measured: a text with its label and a prompt with its key become chats."""
+    key = record.label if isinstance(record, Labelled) else record.answer if isinstance(record, Prompt) else ""
+    return convert(record, Chat if key else type(record), spec)

@@ -1,50 +1,58 @@
 """Texts with labels: for a classifier, or taught as a chat whose answer is the label.
 
-{"text": "A moving film.", "label": "good"}
+    {"text": "A moving film.", "label": "good"}
+    {"text": "Tides and the moon", "labels": ["sea", "sky"]}
+
+A label may be a number, for a model that learns numbers.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from tunesmith.core.records import Labelled, Place, Record
 from tunesmith.data.formats import Format, Row, RowFault
-from tunesmith.data.parts import ANSWERS, CHATS, QUESTIONS, filled, first_given, given, kind_of
+from tunesmith.data.parts import ANSWERS, CHATS, QUESTIONS, as_list, filled, first_given, given, written
 
 TEXTS = ("text", "sentence", "review", "content")
 """Columns that may hold the text, in the order they are looked for."""
+LABELS = ("label", "labels")
+"""Columns that may hold its labels; in `labels` they are a list."""
 
 
 class LabelledText(Format):
-    """A text (`text`, `sentence`, `review`, `content`) and its `label`: a string, a whole number, true or false."""
+    """A text (`text`, `sentence`, `review`, `content`) and its `label`, or a list of `labels`."""
 
     yields: ClassVar[type[Record]] = Labelled
-    columns: ClassVar[Mapping[str, str]] = {"text": "the text", "label": "its label"}
+    columns: ClassVar[Mapping[str, str]] = {
+        "text": "the text",
+        "label": "its label: a string, a number, true or false",
+        "labels": "a list of labels, where any number of them may apply",
+    }
 
     def matches(self, row: Row) -> str | None:
         """A text column and a label, and nothing that is asked or answered."""
         text = first_given(row, TEXTS)
-        if text is None or not given(row, "label") or first_given(row, (*CHATS, *ANSWERS, *QUESTIONS)):
+        if text is None or first_given(row, (*CHATS, *ANSWERS, *QUESTIONS)):
             return None
-        return f"columns `{text}` and `label`"
+        if given(row, "label"):
+            return f"columns `{text}` and `label`"
+        return f"columns `{text}` and `labels`" if isinstance(row.get("labels"), (list, tuple)) else None
 
     def read(self, row: Row, place: Place) -> Labelled:
-        """The text and label of a row."""
+        """The text and labels of a row."""
         text = filled(row, first_given(row, TEXTS) or "text", "empty-text")
-        return Labelled(text, (_label(row),), place=place)
+        return Labelled(text, _labels(row), place=place)
 
 
-def _label(row: Row) -> str:
-    if "label" not in row:
-        raise RowFault("missing-part", "`label` is missing")
-    value = row["label"]
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, float) and value.is_integer():
-        return str(int(value))
-    if not isinstance(value, (str, int)):
-        raise RowFault("wrong-type", f"`label` is {kind_of(value)}; it must be a string, a whole number, true or false")
-    if not str(value).strip():
-        raise RowFault("empty-output", "`label` is empty")
-    return str(value).strip()
+def _labels(row: Row) -> tuple[str, ...]:
+    column = first_given(row, LABELS)
+    if column is None:
+        raise RowFault("missing label", "`label` is missing")
+    value = row[column]
+    if column == "label":
+        return (written(value, column, "missing label"),)
+    items: list[Any] = as_list(value, column)
+    labels = tuple(written(item, f"{column}[{at}]", "missing label") for at, item in enumerate(items))
+    return tuple(dict.fromkeys(labels))

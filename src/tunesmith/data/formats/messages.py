@@ -15,7 +15,7 @@ from typing import ClassVar
 
 from tunesmith.core.records import Chat, Place, Record
 from tunesmith.data.formats import Row, RowFault
-from tunesmith.data.parts import given, optional, rating
+from tunesmith.data.parts import KEYS, first_given, given, optional, rating
 from tunesmith.data.turns import ChatFormat, read_chat, read_tools
 
 
@@ -30,8 +30,10 @@ class Messages(ChatFormat):
     }
 
     def matches(self, row: Row) -> str | None:
-        """A list of turns under messages, and neither a preference nor a rating."""
+        """A list of turns under messages, and neither a preference nor a rating nor a prompt with a key."""
         if not self.has_turns(row.get("messages")) or given(row, "chosen") or rating(row):
+            return None
+        if self.is_open(row["messages"]) and first_given(row, KEYS):
             return None
         return "turns under `messages`"
 

@@ -24,6 +24,8 @@ class PlainText(Format):
         others = (*CHATS, *ANSWERS, "instruction", "chosen", "label")
         if not isinstance(row.get("text"), str) or first_given(row, others):
             return None
+        if isinstance(row.get("labels"), (list, tuple)):
+            return None
         return "a column `text`"
 
     def read(self, row: Row, place: Place) -> Text:

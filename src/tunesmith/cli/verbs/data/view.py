@@ -124,13 +124,30 @@ def _record(spec: DataSpec, base: Path, row: int) -> Record | Rejected:
 def _show(record: Record, spec: DataSpec, rules: Rules | None, codec: Codec, ids: bool) -> None:
     """Print what the record becomes, without a limit, and which of it the run keeps."""
     from tunesmith.core.records import Chat, Labelled
-    from tunesmith.data.encode import Rules, encode
-    from tunesmith.data.report import Rejected
-    from tunesmith.data.sources import convert
+    from tunesmith.data.encode import Rules
 
     kind = rules.kind if rules else (Chat if isinstance(record, Labelled) else type(record))
     rules = rules or Rules(kind, DEFAULT_MAX_TOKENS)
-    record = convert(record, kind, spec)
+    for made in _converted(record, kind, spec):
+        _show_one(made, rules, codec, ids)
+
+
+def _converted(record: Record, kind: type[Record], spec: DataSpec) -> tuple[Record, ...]:
+    """What the row becomes for the run's objective."""
+    from tunesmith.data.convert import conversions
+    from tunesmith.data.formats import RowFault
+
+    try:
+        return conversions(record, kind, spec)
+    except RowFault as fault:
+        screen.say(f"Rejected as {fault.reason}: {fault}", "red")
+        raise typer.Exit(1) from fault
+
+
+def _show_one(record: Record, rules: Rules, codec: Codec, ids: bool) -> None:
+    from tunesmith.data.encode import encode
+    from tunesmith.data.report import Rejected
+
     whole = encode(record, codec, replace(rules, max_tokens=WITHOUT_LIMIT))
     kept = encode(record, codec, replace(rules, over_long="drop") if rules.over_long == "refuse" else rules)
     if isinstance(whole, Rejected):
@@ -147,8 +164,9 @@ def _pieces(whole: TokenRow, kept: list[TokenRow] | Rejected, rules: Rules, code
     """Print every piece of a row; what stands behind the run's limit is shown as cut."""
     split = rules.over_long == "split" or not isinstance(kept, list)
     room = WITHOUT_LIMIT if split else rules.max_tokens
-    names = _names(whole, codec)
-    _piece(names[0], whole.trunk, room, codec, ids)
+    names = _names(whole, rules.kind, codec)
+    if len(whole.trunk):
+        _piece(names[0], whole.trunk, room, codec, ids)
     before = 0 if codec.encoder_decoder else len(whole.trunk)
     for name, branch in zip(names[1:], whole.branches, strict=True):
         _piece(name, branch, max(0, room - before), codec, ids)
@@ -156,15 +174,17 @@ def _pieces(whole: TokenRow, kept: list[TokenRow] | Rejected, rules: Rules, code
         screen.say(f"Split into {len(kept)} windows of at most {rules.max_tokens:,} tokens.")
 
 
-def _names(row: TokenRow, codec: Codec) -> tuple[str, ...]:
+def _names(row: TokenRow, kind: type[Record], codec: Codec) -> tuple[str, ...]:
+    from tunesmith.core.records import Preference, Rated, Related
+
     prompt = "prompt, read by the encoder" if codec.encoder_decoder else "prompt"
-    if len(row.branches) == 2:
+    if kind is Related:
+        return ("text", *(f"text of grade {grade:g}" for grade in row.values))
+    if kind is Preference:
         return (prompt, "chosen", "rejected")
-    if row.branches and not row.values:
-        return (prompt, "answer, written by the decoder")
-    if row.branches:
-        return ("prompt", f"answer, found {'good' if row.values and row.values[0] else 'bad'}")
-    return ("tokens",)
+    if kind is Rated:
+        return (prompt, f"answer, found {'good' if row.values[0] else 'bad'}")
+    return (prompt, "answer, written by the decoder") if row.branches else ("tokens",)
 
 
 def _piece(name: str, piece: Piece, room: int, codec: Codec, ids: bool) -> None:
