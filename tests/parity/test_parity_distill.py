@@ -1,0 +1,223 @@
+"""Divergences of distillation: against TRL's and torch's own on whole logits, and against plain sums."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import tiny
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tunesmith.core.plugins import build
+from tunesmith.core.problem import Problem
+from tunesmith.methods.lora import Lora
+from tunesmith.models import divergence as module
+from tunesmith.models.divergence import Divergence
+from tunesmith.models.forest import Batch, plant
+from tunesmith.models.heads import Head
+from tunesmith.models.policy import Policy
+from tunesmith.objectives.distill import Distill
+
+FORMS = [
+    Divergence("forward"),
+    Divergence("reverse", temperature=2.5),
+    Divergence("jsd", beta=0.5),
+    Divergence("jsd", beta=0.1, temperature=0.7),
+]
+
+
+def logits(seed: int = 0) -> tuple[Tensor, Tensor]:
+    draw = torch.Generator().manual_seed(seed)
+    teacher, student = (3 * torch.randn(7, 23, dtype=torch.float64, generator=draw) for _ in range(2))
+    return teacher, student.requires_grad_()
+
+
+def plain(teacher: list[float], student: list[float], chosen: Divergence) -> float:
+    """The divergence of one pair of distributions, by its sums."""
+
+    def shares(row: list[float]) -> list[float]:
+        top = max(row)
+        weights = [math.exp((value - top) / chosen.temperature) for value in row]
+        return [weight / sum(weights) for weight in weights]
+
+    def kl(of: list[float], to: list[float]) -> float:
+        return sum(a * math.log(a / b) for a, b in zip(of, to, strict=True))
+
+    p, q = shares(teacher), shares(student)
+    m = [chosen.beta * a + (1 - chosen.beta) * b for a, b in zip(p, q, strict=True)]
+    jsd = chosen.beta * kl(p, m) + (1 - chosen.beta) * kl(q, m)
+    return chosen.temperature**2 * {"forward": kl(p, q), "reverse": kl(q, p), "jsd": jsd}[chosen.form]
+
+
+@pytest.mark.parametrize("chosen", FORMS)
+def test_is_its_plain_sum(chosen: Divergence) -> None:
+    teacher, student = logits()
+    found = chosen.between(teacher, student)
+    expected = [plain(*rows, chosen) for rows in zip(teacher.tolist(), student.tolist(), strict=True)]
+    assert found.tolist() == pytest.approx(expected, rel=1e-10)
+
+
+@pytest.mark.parametrize("chosen", FORMS)
+def test_is_that_of_trl(chosen: Divergence) -> None:
+    """Loss and gradient of GKD; TRL's has no factor for the temperature."""
+    gkd = pytest.importorskip("trl.experimental.gkd")
+    teacher, student = logits(1)
+    beta = {"forward": 0, "reverse": 1, "jsd": chosen.beta}[chosen.form]
+    ours = chosen.between(teacher, student).sum() / chosen.temperature**2
+    (own,) = torch.autograd.grad(ours, student)
+    theirs = gkd.GKDTrainer.generalized_jsd_loss(
+        student[None], teacher[None], beta=beta, temperature=chosen.temperature, reduction="sum"
+    )
+    (other,) = torch.autograd.grad(theirs, student)
+    # TRL rounds beta to float32
+    assert ours.item() == pytest.approx(theirs.item(), rel=1e-7)
+    assert torch.allclose(own, other, rtol=1e-6, atol=1e-9)
+
+
+def test_forward_and_reverse_are_torchs() -> None:
+    teacher, student = logits(2)
+    p, q = teacher.softmax(-1), student.softmax(-1)
+    forward, reverse = (Divergence(form).between(teacher, student).sum() for form in ("forward", "reverse"))
+    assert torch.allclose(forward, F.kl_div(q.log(), p, reduction="sum"))
+    assert torch.allclose(reverse, F.kl_div(p.log(), q, reduction="sum"))
+
+
+def test_a_mixture_that_is_nearly_one_side_is_that_sides_divergence() -> None:
+    """The limits in GKD's paper: JSD / beta is the forward divergence where beta is small, and the other way round."""
+    teacher, student = logits(3)
+    small = 1e-5
+    forward = Divergence("jsd", beta=small).between(teacher, student) / small
+    reverse = Divergence("jsd", beta=1 - small).between(teacher, student) / small
+    assert torch.allclose(forward, Divergence("forward").between(teacher, student), rtol=1e-2)
+    assert torch.allclose(reverse, Divergence("reverse").between(teacher, student), rtol=1e-2)
+
+
+def pair(*, learns: bool = False, forest: bool = True, entries: int | None = None) -> Policy:
+    """A student under LoRA and a teacher of another family and width; learns: whether its head does, too."""
+    student = tiny.model("llama")
+    method = Lora(start="gaussian", dropout=0.0)
+    trained = method.apply(student)
+    torch.manual_seed(5)
+    for name, weight in trained.named_parameters():
+        if "lora_B" in name:
+            nn.init.normal_(weight, std=0.05)
+    if learns:
+        student.get_output_embeddings().weight.requires_grad_(True)
+    sizes: dict[str, Any] = {} if entries is None else {"vocab_size": entries}
+    teacher = tiny.model("qwen2", seed=1, hidden_size=48, head_dim=12, **sizes)
+    for model in (student, teacher):
+        model.set_attn_implementation("tunesmith_forest" if forest else "eager")
+    policy = Policy(student, forest=forest, trained=trained)
+    policy.reference = Policy(teacher, forest=forest)
+    return policy
+
+
+def whole(policy: Policy, batch: Batch, objective: Distill) -> Tensor:
+    """The loss from whole logits that transformers gives each row by itself."""
+    other = policy.reference
+    assert other is not None
+    total = torch.zeros((), dtype=torch.float64)
+    for row in range(batch.answers):
+        mine = batch.targets.row == row
+        places = batch.positions[batch.targets.source[mine]]
+        tokens = batch.path(batch.leaves[row])[None]
+        student = policy.model(input_ids=tokens).logits[0, places].double()
+        with torch.no_grad():
+            teacher = other.model(input_ids=tokens).logits[0, places].double()
+        wide = min(student.shape[-1], teacher.shape[-1])
+        soft = objective.divergence.between(teacher[:, :wide], student[:, :wide])
+        hard = F.cross_entropy(student, batch.targets.token[mine], reduction="none")
+        weight = batch.targets.weight[mine]
+        total = total + (weight * (objective.hard_weight * hard + (1 - objective.hard_weight) * soft)).sum()
+    return total
+
+
+def gradients(policy: Policy, loss: Tensor) -> dict[str, Tensor]:
+    policy.trained.zero_grad()
+    loss.backward()
+    return {name: weight.grad for name, weight in policy.trained.named_parameters() if weight.grad is not None}
+
+
+@pytest.mark.parametrize("options", [{}, {"form": "reverse", "hard_weight": 0.3}, {"form": "jsd", "temperature": 2.0}])
+@pytest.mark.parametrize("learns", [False, True], ids=["frozen head", "head learns"])
+def test_a_forest_in_chunks_is_whole_logits_row_by_row(
+    options: dict[str, Any], learns: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    policy, batch = pair(learns=learns), tiny.forest()
+    objective = Distill(teacher="other", **options)
+    monkeypatch.setattr(module, "CHUNK_NUMBERS", 1)
+    loss, _ = objective.loss(policy, batch)
+    ours = gradients(policy, loss)
+    other = pair(learns=learns, forest=False)
+    expected = whole(other, batch, objective)
+    theirs = gradients(other, expected)
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-4)
+    assert ours.keys() == theirs.keys()
+    for name, value in ours.items():
+        assert (value - theirs[name]).abs().max() <= 1e-3 * theirs[name].abs().max().clamp_min(1e-3), name
+
+
+def test_logits_of_a_batch_never_exist_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    policy, batch = pair(), tiny.forest()
+    seen: list[int] = []
+    own = Head.logits
+    monkeypatch.setattr(Head, "logits", lambda self, hidden: (seen.append(len(hidden)), own(self, hidden))[1])
+    monkeypatch.setattr(module, "CHUNK_NUMBERS", 1)
+    objective = Distill(teacher="other")
+    objective.loss(policy, batch)[0].backward()
+    targets = len(batch.targets)
+    assert targets > 2 * module.LEAST_CHUNK
+    assert max(seen) == module.LEAST_CHUNK
+    assert sum(seen) == 4 * targets
+
+
+def test_the_teacher_gets_no_gradient_and_no_dropout() -> None:
+    policy, batch = pair(), tiny.forest()
+    teacher = Policy(tiny.model("gpt2", seed=1, resid_pdrop=0.5), forest=False)
+    policy.reference = teacher
+    teacher.trained.train()
+    found = [Distill(teacher="other").loss(policy, batch)[0] for _ in range(2)]
+    assert found[0].item() == found[1].item()
+    found[0].backward()
+    assert all(weight.grad is None for weight in teacher.model.parameters())
+    assert teacher.trained.training
+
+
+@pytest.mark.parametrize("form", ["forward", "reverse", "jsd"])
+def test_a_student_that_is_its_teacher_has_nothing_to_learn(form: str) -> None:
+    model = tiny.model("llama")
+    policy = Policy(model, forest=False)
+    policy.reference = Policy(tiny.model("llama"), forest=False)
+    objective = Distill(teacher="itself", form=form)
+    batch = tiny.forest()
+    loss, figures = objective.loss(policy, batch)
+    assert loss.item() == pytest.approx(0, abs=1e-4)
+    assert float(figures["agreement"]) == objective.count(batch)
+    assert max(float(value.abs().max()) for value in gradients(policy, loss).values()) < 1e-4
+
+
+def test_heads_may_be_padded_to_different_sizes() -> None:
+    """Distributions are over what both have; the plain loss is over all that the student has."""
+    policy, batch = pair(entries=tiny.vocabulary() + 6), tiny.forest()
+    objective = Distill(teacher="other", hard_weight=0.5)
+    loss, _ = objective.loss(policy, batch)
+    other = pair(forest=False, entries=tiny.vocabulary() + 6)
+    assert loss.item() == pytest.approx(whole(other, batch, objective).item(), rel=1e-4)
+
+
+def test_a_batch_is_the_sum_of_its_rows() -> None:
+    policy, rows = pair(), tiny.forest_rows()
+    objective = Distill(teacher="other", form="jsd", hard_weight=0.2)
+    with torch.no_grad():
+        alone = sum(float(objective.loss(policy, plant([row]))[0]) for row in rows)
+        assert float(objective.loss(policy, plant(rows))[0]) == pytest.approx(alone, rel=1e-5)
+
+
+def test_a_beta_without_effect_and_a_missing_teacher_are_refused() -> None:
+    with pytest.raises(Problem, match="has no such term"):
+        build("objective", {"distill": {"teacher": "x", "beta": 0.5}})
+    with pytest.raises(Problem, match="teacher: this option is required"):
+        build("objective", "distill")
