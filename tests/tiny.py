@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from made_codecs import oracle, sides_oracle
+from made_codecs import encoder_oracle, oracle, sides_oracle
 from safetensors.torch import load_file
 from transformers import (
     CONFIG_MAPPING,
@@ -117,6 +117,33 @@ SIDES_FAMILIES: dict[str, dict[str, Any]] = {
 }
 """Families with an encoder and a decoder."""
 
+ENCODER_COMMON: dict[str, Any] = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "hidden_dropout_prob": 0.0,
+    "attention_probs_dropout_prob": 0.0,
+    "max_position_embeddings": 130,
+    "pad_token_id": 0,
+}
+ENCODER_FAMILIES: dict[str, dict[str, Any]] = {
+    "bert": ENCODER_COMMON,
+    "roberta": ENCODER_COMMON,
+    "distilbert": {
+        "dim": 32,
+        "hidden_dim": 48,
+        "n_layers": 2,
+        "n_heads": 4,
+        "dropout": 0.0,
+        "attention_dropout": 0.0,
+        "seq_classif_dropout": 0.0,
+        "max_position_embeddings": 130,
+        "pad_token_id": 0,
+    },
+}
+"""Families with an encoder alone; RoBERTa's tokens are bytes, those of the others pieces of words."""
+
 HEADS = {
     "lm": AutoModelForCausalLM,
     "score": AutoModelForSequenceClassification,
@@ -144,14 +171,40 @@ CHATS = [
 ]
 TEXTS = [{"text": f"{row['instruction']} {row['output']} the end"} for row in CHATS]
 PAIRS = [{"instruction": row["instruction"], "chosen": row["output"], "rejected": "I do not know."} for row in CHATS]
-ROWS = {"pretrain": TEXTS, "sft": CHATS, "seq2seq": CHATS} | dict.fromkeys(
-    ("cpo", "dpo", "orpo", "reward", "simpo"), PAIRS
-)
+RATED = [
+    {"prompt": row["instruction"], "completion": row["output"] if good else "I do not know.", "label": good}
+    for row, good in zip(CHATS, (True, False, True, True) * 3, strict=True)
+]
+JUDGED = [
+    {"text": f"{subject} is {word}", "label": label}
+    for subject in ("the soup", "a walk", "this book", "rain")
+    for word, label in (("awful", "bad"), ("lovely", "good"), ("blue", "odd"))
+]
+SEVERAL = [
+    {"text": f"{subject} {colour} {size}", "labels": [label for label in (colour, size) if label in ("red", "big")]}
+    for subject in ("a cat", "one hut", "the sea")
+    for colour in ("red", "pale")
+    for size in ("big", "thin")
+]
+GRADED = [
+    {"text": f"{subject} {'very ' * number}good", "label": number / 2}
+    for subject in ("a film", "tea", "our trip")
+    for number in range(4)
+]
+TAGGED = [
+    {"tokens": [*name, verb, "in", place], "tags": [*("B-PER", "I-PER")[: len(name)], "O", "O", "B-LOC"]}
+    for name in (["Ada"], ["Max", "Ernst"], ["Uma"])
+    for verb in ("sat", "sang")
+    for place in ("Rome", "Bern")
+]
+ROWS = {"pretrain": TEXTS, "sft": CHATS, "seq2seq": CHATS, "distill": CHATS}
+ROWS |= dict.fromkeys(("cpo", "dpo", "orpo", "reward", "simpo"), PAIRS) | dict.fromkeys(("bco", "kto"), RATED)
+ROWS |= {"classify": JUDGED, "regress": GRADED, "tag": TAGGED}
 
 
-def vocabulary() -> int:
-    """Entries of the small tokenizer."""
-    return len(oracle())
+def vocabulary(family: str = "llama") -> int:
+    """Entries of a family's small tokenizer."""
+    return len(_tokenizer(_style(family)))
 
 
 def config(family: str, **changes: Any) -> PreTrainedConfig:
@@ -160,6 +213,8 @@ def config(family: str, **changes: Any) -> PreTrainedConfig:
         return CONFIG_MAPPING[family](
             **{"vocab_size": vocabulary(), **SIDES_COMMON, **SIDES_FAMILIES[family], **changes}
         )
+    if family in ENCODER_FAMILIES:
+        return CONFIG_MAPPING[family](**{"vocab_size": vocabulary(family), **ENCODER_FAMILIES[family], **changes})
     own = FAMILIES.get(family, PADDED_FAMILIES.get(family, {}))
     common = {} if own is OLD else COMMON
     return CONFIG_MAPPING[family](**{"vocab_size": vocabulary(), **common, **own, **changes})
@@ -180,8 +235,17 @@ def model(family: str = "llama", *, head: HeadSpec | str = "lm", seed: int = 0, 
     return made
 
 
+def _style(family: str) -> str:
+    """The style of a family's tokenizer."""
+    if family in ENCODER_FAMILIES:
+        return "bytes" if family == "roberta" else "wordpiece"
+    return "chatml" if family not in SIDES_FAMILIES else "t5" if SIDES_FAMILIES[family] is not BART else "bart"
+
+
 @functools.cache
 def _tokenizer(style: str) -> Any:
+    if style in ("bytes", "wordpiece"):
+        return encoder_oracle(style)
     return sides_oracle(style) if style in ("t5", "bart") else oracle(style)
 
 
@@ -189,8 +253,7 @@ def folder(path: Path, family: str = "llama", *, shards: str = "1GB", **changes:
     """A tiny model with its tokenizer, as a folder to train from."""
     made = model(family, **changes)
     made.save_pretrained(path, max_shard_size=shards)
-    style = "chatml" if family not in SIDES_FAMILIES else "t5" if SIDES_FAMILIES[family] is not BART else "bart"
-    _tokenizer(style).save_pretrained(path)
+    _tokenizer(_style(family)).save_pretrained(path)
     return path
 
 
@@ -300,6 +363,20 @@ def pair_rows(count: int = 3, seed: int = 0, entries: int | None = None) -> list
     ]
 
 
+def rated_rows(count: int = 4, seed: int = 0, entries: int | None = None) -> list[TokenRow]:
+    """Rated answers of uneven lengths, each beside an answer to another prompt."""
+    draw, entries = np.random.default_rng(seed), entries or vocabulary()
+    return [
+        TokenRow(
+            _piece(draw, 4 + number, entries, "none"),
+            (_piece(draw, 3 + number, entries, "all"), _piece(draw, 5, entries, "all")),
+            values=(float(number % 3 > 0),) * 2,
+            index=number,
+        )
+        for number in range(count)
+    ]
+
+
 def sides_rows(entries: int | None = None, seed: int = 0) -> list[TokenRow]:
     """Rows for encoder-decoders: prompts of uneven lengths that are only read, with one answer or several."""
     draw, entries = np.random.default_rng(seed), entries or vocabulary()
@@ -332,3 +409,29 @@ def moved(result: Result, base: Path) -> float:
     found = tensors(result.folder.model)
     before = tensors(base)
     return max(float((value - before.get(name, torch.zeros(()))).abs().max()) for name, value in found.items())
+
+
+def labelled_rows(labels: int = 0, width: int = 1, seed: int = 0, entries: int | None = None) -> list[TokenRow]:
+    """Texts of uneven lengths with the number of a label each, with zeros and ones for `width` labels, or a number."""
+    draw, entries = np.random.default_rng(seed), entries or vocabulary()
+
+    def values() -> tuple[float, ...]:
+        if width > 1:
+            return tuple(map(float, draw.integers(0, 2, width)))
+        return (float(draw.integers(labels)) if labels else float(draw.normal()),)
+
+    return [
+        TokenRow(_piece(draw, length, entries, "none"), values=values(), index=length) for length in (11, 4, 7, 1, 9)
+    ]
+
+
+def tagged_rows(labels: int = 3, seed: int = 0, entries: int | None = None) -> list[TokenRow]:
+    """Texts whose words end at some of their tokens, with the number of a label for each word."""
+    draw, entries = np.random.default_rng(seed), entries or vocabulary()
+
+    def row(length: int) -> TokenRow:
+        marks = tuple(int(place) for place in range(length) if place % 2 == 0 or draw.random() < 0.3)
+        values = tuple(float(draw.integers(labels)) for _ in marks)
+        return TokenRow(_piece(draw, length, entries, "none"), values=values, marks=marks, index=length)
+
+    return [row(length) for length in (9, 3, 12, 1)]

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from tunesmith.core.plugins import build, names
-from tunesmith.core.records import KINDS, Preference
+from tunesmith.core.records import KINDS, Labelled, Preference, Rated, Tagged
 from tunesmith.core.rows import TokenRow
 from tunesmith.methods.full import Full
 from tunesmith.methods.lora import Lora
@@ -21,7 +21,14 @@ from tunesmith.models.policy import Policy
 from tunesmith.models.probe import choose_attention
 from tunesmith.objectives import Objective
 
+TAGS = ["O", "B-LOC", "B-PER", "I-PER"]
 VARIANTS: dict[str, list[dict[str, Any]]] = {
+    "bco": [{}, {"beta": 0.5}],
+    "classify": [
+        {"labels": ["bad", "good", "odd"]},
+        {"labels": ["bad", "good", "odd"], "weights": [0.5, 2.0, 1.0], "label_smoothing": 0.1},
+        {"labels": ["bad", "good", "odd"], "per_text": "several", "weights": [0.5, 2.0, 1.0]},
+    ],
     "cpo": [{}, {"beta": 0.5, "label_smoothing": 0.2, "sft_weight": 0.3}],
     "dpo": [
         {},
@@ -31,9 +38,14 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
         {"form": "ipo"},
         {"normalise": "length", "sft_weight": 0.5},
     ],
+    "distill": [{"teacher": "x"}, {"teacher": "x", "form": "jsd", "temperature": 2.0, "hard_weight": 0.3}],
+    "kto": [{}, {"beta": 0.5, "good_weight": 1.5, "bad_weight": 0.5}],
     "orpo": [{}, {"beta": 1.0}],
+    "regress": [{}, {"huber": 0.5}],
     "reward": [{}, {"margin": 0.5}, {"center": 0.1}],
     "seq2seq": [{}, {"label_smoothing": 0.1}],
+    "sft": [{}, {"label_smoothing": 0.1}],
+    "tag": [{"labels": TAGS}, {"labels": TAGS, "weights": [0.5, 1.0, 2.0, 1.0]}],
     "simpo": [{}, {"beta": 1.0, "gamma": 0.2, "label_smoothing": 0.1, "sft_weight": 1.0}],
 }
 CASES = [
@@ -60,7 +72,10 @@ def policy_of(objective: Objective, method: Lora | Full | None = None, seed: int
         if "lora_B" in name:
             nn.init.normal_(weight, std=0.05)
     off = (lambda: method.off(trained)) if method.reversible else None
-    return Policy(model, forest=forest, trained=trained, off=off)
+    policy = Policy(model, forest=forest, trained=trained, off=off)
+    if objective.other_model is not None:
+        policy.reference = Policy(tiny.model(seed=seed + 7), forest=False)
+    return policy
 
 
 def family_of(objective: Objective) -> str:
@@ -71,12 +86,25 @@ def rows_of(objective: Objective, seed: int = 0) -> list[TokenRow]:
     """Rows as the objective takes them."""
     if objective.needs_encoder:
         return tiny.sides_rows(seed=seed)
+    if objective.takes is Labelled:
+        labels = objective.head.labels
+        return tiny.labelled_rows(len(labels), len(labels) if objective.head.several else 1, seed)
+    if objective.takes is Tagged:
+        return tiny.tagged_rows(len(objective.head.labels), seed)
+    if objective.takes is Rated:
+        return tiny.rated_rows(4, seed)
     return tiny.pair_rows(4, seed) if objective.takes is Preference else tiny.forest_rows(seed=seed)
 
 
 def batch_of(objective: Objective, seed: int = 0) -> Batch:
     """Such rows as a batch."""
     return plant(rows_of(objective, seed))
+
+
+def made(objective: Objective, policy: Policy, *batches: Batch) -> list[Batch]:
+    """The micro-batches of a step, as the objective makes them ready."""
+    (group,) = objective.round(policy, batches, seed=0).groups
+    return group
 
 
 def gradients(policy: Policy, loss: Tensor) -> dict[str, Tensor]:
@@ -96,11 +124,11 @@ class TestObjective:
     def test_the_loss_of_two_batches_is_the_sum_of_theirs(self, name: str, options: dict[str, Any]) -> None:
         objective = objective_of(name, options)
         policy = policy_of(objective)
-        parts = [batch_of(objective, seed) for seed in (1, 2)]
-        whole = plant_both(objective)
+        parts = made(objective, policy, *(batch_of(objective, seed) for seed in (1, 2)))
+        (whole,) = made(objective, policy, plant_both(objective))
         with torch.no_grad():
-            found = [objective.loss(policy, objective.prepare(policy, part)) for part in parts]
-            loss, figures = objective.loss(policy, objective.prepare(policy, whole))
+            found = [objective.loss(policy, part) for part in parts]
+            loss, figures = objective.loss(policy, whole)
         assert loss.item() == pytest.approx(sum(float(part) for part, _ in found), rel=1e-5)
         assert objective.count(whole) == sum(objective.count(part) for part in parts)
         for figure, value in figures.items():
@@ -109,16 +137,16 @@ class TestObjective:
     def test_loss_and_figures_are_single_numbers(self, name: str, options: dict[str, Any]) -> None:
         objective = objective_of(name, options)
         policy = policy_of(objective)
-        loss, figures = objective.loss(policy, objective.prepare(policy, batch_of(objective)))
+        loss, figures = objective.loss(policy, made(objective, policy, batch_of(objective))[0])
         assert loss.shape == ()
         assert loss.requires_grad
         assert all(value.shape == () and not value.requires_grad for value in figures.values())
 
     def test_the_gradient_goes_through_the_policy_alone(self, name: str, options: dict[str, Any]) -> None:
-        """What `prepare` adds is a number to it; frozen weights get nothing."""
+        """What `round` adds is a number to it; frozen weights get nothing."""
         objective = objective_of(name, options)
         policy = policy_of(objective)
-        batch = objective.prepare(policy, batch_of(objective))
+        (batch,) = made(objective, policy, batch_of(objective))
         assert all(not value.requires_grad for value in batch.extras.values())
         found = gradients(policy, objective.loss(policy, batch)[0])
         learns = {name for name, weight in policy.trained.named_parameters() if weight.requires_grad}
@@ -129,7 +157,7 @@ class TestObjective:
         """Against a difference quotient along the gradient itself."""
         objective = objective_of(name, options)
         policy = policy_of(objective)
-        batch = objective.prepare(policy, batch_of(objective))
+        (batch,) = made(objective, policy, batch_of(objective))
         found = gradients(policy, objective.loss(policy, batch)[0])
         norm = math.sqrt(sum(float(value.double().square().sum()) for value in found.values()))
         weights = dict(policy.trained.named_parameters())
@@ -142,17 +170,21 @@ class TestObjective:
                 values.append(float(objective.loss(policy, batch)[0]))
         assert (values[0] - values[1]) / (2 * step) == pytest.approx(norm, rel=0.03)
 
-    def test_figures_of_a_row_do_not_depend_on_its_neighbours(self, name: str, options: dict[str, Any]) -> None:
+    def test_a_step_does_not_depend_on_its_cutting_and_order(self, name: str, options: dict[str, Any]) -> None:
+        """Rows one by one, and all in one batch the other way round."""
         objective = objective_of(name, options)
         policy = policy_of(objective)
         rows = rows_of(objective)
         with torch.no_grad():
-            alone = [float(objective.loss(policy, objective.prepare(policy, plant([row])))[0]) for row in rows]
-            together = float(objective.loss(policy, objective.prepare(policy, plant(rows)))[0])
-        assert together == pytest.approx(sum(alone), rel=1e-5)
+            alone = made(objective, policy, *(plant([row]) for row in rows))
+            (together,) = made(objective, policy, plant(rows[::-1]))
+            found = [float(objective.loss(policy, batch)[0]) for batch in alone]
+            assert float(objective.loss(policy, together)[0]) == pytest.approx(sum(found), rel=1e-5)
 
     def test_learns_what_it_is_shown(self, name: str, options: dict[str, Any], tmp_path: Path) -> None:
         base = tiny.folder(tmp_path / "base", family_of(objective_of(name, options)))
+        if "teacher" in options:
+            options = {**options, "teacher": str(tiny.folder(tmp_path / "teacher", "qwen2", seed=7))}
         settings = {"method": "lora", "optimizer": {"adamw": {"lr": 2e-2}}, "train": {"epochs": 6}}
         result = tiny.trained(base, tmp_path, {name: options}, **settings)
         losses = tiny.losses(result)

@@ -15,7 +15,14 @@ from tunesmith.models.forest import Batch
 from tunesmith.models.policy import Policy
 from tunesmith.train.verb import Result
 
-METHODS: dict[str, Any] = {"sft": {"lora": {"start": "gaussian"}}, "dpo": "lora", "pretrain": "full", "reward": "lora"}
+METHODS: dict[str, Any] = {
+    "sft": {"lora": {"start": "gaussian"}},
+    "dpo": "lora",
+    "kto": "lora",
+    "bco": "lora",
+    "pretrain": "full",
+    "reward": "lora",
+}
 SAME = 2e-5
 """Largest difference of weights after several steps of Adam, whose steps here are some 1e-3."""
 
@@ -104,19 +111,32 @@ def test_recomputed_activations_change_nothing(family: str, method: str, tmp_pat
     assert_same_run(*runs, tolerance=1e-6)
 
 
-@pytest.mark.parametrize("method", ["lora", {"lora": {"form": "dora"}}])
-def test_a_precomputed_reference_is_the_live_one(method: Any, base: Path, tmp_path: Path) -> None:
-    rows = [*tiny.PAIRS, *({**row, "chosen": f"{row['chosen']} Yes!"} for row in tiny.PAIRS)]
+MORE = {
+    "dpo": [*tiny.PAIRS, *({**row, "chosen": f"{row['chosen']} Yes!"} for row in tiny.PAIRS)],
+    "kto": [*tiny.RATED, *({**row, "completion": f"{row['completion']} Yes!"} for row in tiny.RATED)],
+}
+
+
+def against(reference: dict[str, Any], objective: str, base: Path, where: Path, method: Any = "lora") -> Result:
+    """A run that is held to a reference, over rows enough for several micro-batches on both sides."""
+    return tiny.trained(
+        base,
+        where,
+        {objective: reference},
+        method=method,
+        optimizer={"adamw": {"lr": 1e-3, "eps": 1e-3}},
+        rows=MORE[objective],
+        validation={"fraction": 0.3},
+        train={"tokens_per_batch": 300},
+    )
+
+
+@pytest.mark.parametrize(
+    ("objective", "method"), [("dpo", "lora"), ("dpo", {"lora": {"form": "dora"}}), ("kto", "lora")]
+)
+def test_a_precomputed_reference_is_the_live_one(objective: str, method: Any, base: Path, tmp_path: Path) -> None:
     runs = [
-        tiny.trained(
-            base,
-            tmp_path / reference,
-            {"dpo": {"reference": reference}},
-            method=method,
-            rows=rows,
-            validation={"fraction": 0.3},
-            train={"tokens_per_batch": 300},
-        )
+        against({"reference": reference}, objective, base, tmp_path / reference, method)
         for reference in ("live", "precomputed")
     ]
     assert_same_run(*runs)
@@ -124,6 +144,27 @@ def test_a_precomputed_reference_is_the_live_one(method: Any, base: Path, tmp_pa
     assert validated[0]
     for one, other in zip(*validated, strict=True):
         assert one == pytest.approx(other, rel=1e-4, abs=1e-6)
+
+
+@pytest.mark.parametrize("objective", ["dpo", "kto"])
+@pytest.mark.parametrize("reference", ["live", "precomputed"])
+def test_another_model_that_is_the_same_is_the_same_reference(
+    reference: str, objective: str, base: Path, tmp_path: Path
+) -> None:
+    own = against({}, objective, base, tmp_path / "own")
+    options = {"reference": reference, "reference_model": str(base)}
+    assert_same_run(own, against(options, objective, base, tmp_path / "other"))
+
+
+def test_another_model_is_a_reference_for_methods_that_cannot_be_switched_off(base: Path, tmp_path: Path) -> None:
+    other = tiny.folder(tmp_path / "base", seed=1)
+    runs = [
+        against({"reference_model": str(model)}, "kto", base, tmp_path / name, "full")
+        for name, model in (("same", base), ("other", other))
+    ]
+    first, different = (tiny.figures(run)[0] for run in runs)
+    assert first["loss"] == pytest.approx(0.5, abs=1e-5)
+    assert abs(different["loss"] - 0.5) > 1e-3
 
 
 def test_a_precomputed_reference_lets_any_method_learn_from_pairs(base: Path, tmp_path: Path) -> None:

@@ -99,9 +99,14 @@ class Codec:
         return bool(self.template and self.parts.template_was_set)
 
     @cached_property
+    def vocabulary(self) -> dict[str, int]:
+        """The id of each token."""
+        return self._own.get_vocab(with_added_tokens=True)
+
+    @cached_property
     def vocab_size(self) -> int:
         """One more than the highest id: the rows an embedding needs."""
-        return 1 + max(self._own.get_vocab(with_added_tokens=True).values())
+        return 1 + max(self.vocabulary.values())
 
     @cached_property
     def header(self) -> str:

@@ -17,7 +17,8 @@ Models that cannot take a forest get `Batch.padded()`, the same rows one below t
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import pairwise
@@ -294,3 +295,53 @@ def by_row(batch: Batch, values: Tensor) -> Tensor:
     """Sum what belongs to each answer: values [M] over targets to [R], with the targets' weights."""
     out = values.new_zeros(batch.answers)
     return out.index_add(0, batch.targets.row, values * batch.targets.weight)
+
+
+def keep(batch: Batch, answers: Sequence[int]) -> Batch:
+    """The batch with some of its answers alone, given in their order, and what each of them goes on from.
+
+    A trunk's own targets stay where its first answer does. Marks are not taken along; extras are those of answers [R].
+    """
+    alive = sorted({part for answer in answers for part in _line(batch.segments, batch.leaves[answer])})
+    number = {old: new for new, old in enumerate(alive)}
+    kept = [batch.segments[part] for part in alive]
+    index = torch.cat([torch.arange(part.start, part.stop) for part in kept]).to(batch.tokens.device)
+    stops = np.cumsum([part.stop - part.start for part in kept]).tolist()
+    chosen = torch.tensor(list(answers), device=batch.tokens.device)
+    owner = [row for row, size in enumerate(batch.sizes) for _ in range(size)]
+    counts = Counter(owner[answer] for answer in answers)
+    return Batch(
+        tokens=batch.tokens[index],
+        positions=batch.positions[index],
+        segments=tuple(
+            Segment(start, stop, None if part.parent is None else number[part.parent])
+            for part, start, stop in zip(kept, [0, *stops], stops, strict=False)
+        ),
+        targets=_kept_targets(batch, index, chosen),
+        leaves=tuple(number[batch.leaves[answer]] for answer in answers),
+        values=batch.values[chosen],
+        marks=batch.marks[:0],
+        mark_rows=batch.mark_rows[:0],
+        rows=tuple(batch.rows[row] for row in counts),
+        sizes=tuple(counts.values()),
+        notes=tuple(batch.notes[row] for row in counts),
+        extras={name: value[chosen] for name, value in batch.extras.items()},
+    )
+
+
+def _line(segments: Sequence[Segment], segment: int | None) -> Iterator[int]:
+    """A segment and the ones above it."""
+    while segment is not None:
+        yield segment
+        segment = segments[segment].parent
+
+
+def _kept_targets(batch: Batch, index: Tensor, answers: Tensor) -> Targets:
+    """The targets of some answers, where the tokens at `index` are all that is left."""
+    place = torch.full_like(batch.tokens, -1)
+    place[index] = torch.arange(len(index), device=index.device)
+    row = batch.tokens.new_full((batch.answers,), -1)
+    row[answers] = torch.arange(len(answers), device=index.device)
+    targets = batch.targets
+    stay = row[targets.row] >= 0
+    return Targets(place[targets.source[stay]], targets.token[stay], row[targets.row[stay]], targets.weight[stay])

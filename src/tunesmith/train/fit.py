@@ -66,17 +66,3 @@ def check_fit(run: Run, objective: Objective, found: Found) -> None:
     if found.adapter is None:
         trained = method.outline().apply(skeleton(found, objective.head))
         optimizer.build(named(method.groups(trained, optimizer.lr), trained))
-
-
-def check_reference(objective: Objective, method: Method, found: Found) -> None:
-    """Refuse a live reference where the method cannot be switched off to score it.
-
-    Raises:
-        Problem: the reference must be computed before training.
-    """
-    if objective.scores_reference != "live" or (method.reversible and found.adapter is None):
-        return
-    why = f"the method {method.name()} (as it is set) cannot be switched off"
-    if found.adapter is not None:
-        why = "the run goes on with an adapter, and switching it off gives the model before that adapter"
-    raise Problem(f"objective.{objective.name()}.reference", f"live does not work here: {why}", "Set it to precomputed")

@@ -17,7 +17,7 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
 
 from tunesmith.core.events import Event
@@ -26,22 +26,25 @@ from tunesmith.core.run import Run
 from tunesmith.data.pack import pack
 from tunesmith.data.prepare import Prepared, prepare
 from tunesmith.data.store import TokenStore
+from tunesmith.data.strangers import strangers
 from tunesmith.data.stream import Pace, Stream
 from tunesmith.data.tokenizer import Codec
 from tunesmith.methods import Method, hold_in
 from tunesmith.models.ancestor import KeysAndValues, ancestor_of
 from tunesmith.models.device import memory_bytes
-from tunesmith.models.forest import Batch, by_row
-from tunesmith.models.load import Loaded, fingerprint, load, load_codec, load_config, skeleton, told_of
+from tunesmith.models.forest import Batch
+from tunesmith.models.load import Loaded, context_of, fingerprint, load, load_codec, load_config, skeleton, told_of
 from tunesmith.models.policy import Policy
 from tunesmith.models.quantize import settle
 from tunesmith.models.source import Found, find
 from tunesmith.objectives import Objective
 from tunesmith.optimizers import OptimizerSpec, named
 from tunesmith.train.checkpoint import Learned
-from tunesmith.train.fit import check_fit, check_held, check_reference, check_sides
+from tunesmith.train.fit import check_fit, check_held, check_sides
+from tunesmith.train.labels import resolve_labels
+from tunesmith.train.reference import check_reference, open_reference, scored
 from tunesmith.train.rehearsal import Place
-from tunesmith.train.steps import StoredSteps, precompute
+from tunesmith.train.steps import Side, StoredSteps
 from tunesmith.train.survey import Shape, survey
 from tunesmith.train.world import World
 
@@ -84,10 +87,12 @@ class Inputs:
     def fingerprints(self) -> dict[str, str]:
         """Hashes of everything that the run reads; found once, since they read all of the base's weights."""
         options = json.dumps({**self.run.plain(), "output": None}, sort_keys=True)
+        other = self.objective.other_model
         return {
             **self.prepared.fingerprints,
             "tokenizer": self.codec.fingerprint(),
             "weights": fingerprint(self.found),
+            **({} if other is None else {"reference": fingerprint(find(other))}),
             "options": hashlib.sha256(options.encode()).hexdigest(),
         }
 
@@ -116,11 +121,16 @@ def gather(run: Run, base: Path, tell: Tell) -> Inputs:
         tell(Event("note", values={"text": text}))
     objective = cast(Objective, run.objective)
     check_sides(run, codec, objective)
+    run, told = resolve_labels(run, found, base)
+    for text in told:
+        tell(Event("note", values={"text": text}))
+    objective = cast(Objective, run.objective)
     run = _resolve_model(run, found, objective, tell)
     run = _resolve_schedule(run, tell)
     check_fit(run, objective, found)
-    check_reference(objective, cast(Method, run.method), found)
+    check_reference(run, objective, cast(Method, run.method), found, codec)
     prepared = prepare(run, objective.rules(run.train), codec, base, _reading(tell))
+    objective.check_rows(prepared.train)
     tell(Event("data", values={"lines": prepared.lines}))
     run = _resolve_step(run, int(prepared.train.lengths.sum()), tell)
     stream = _stream(run, prepared)
@@ -145,6 +155,7 @@ def build(inputs: Inputs, world: World | None, tell: Tell) -> Ready:
     if run.train.checkpoint_activations == "on":
         _recompute(loaded, trained)
     policy = _policy(inputs, loaded, trained, world)
+    policy.reference = open_reference(run, objective)
     steps = _steps(inputs, policy, world)
     method.begin(policy, _first_batches(steps, policy.device), inputs.total)
     if not method.starts_at_identity:
@@ -187,7 +198,7 @@ def _recompute(loaded: Loaded, trained: nn.Module) -> None:
 
 def _first_batches(steps: StoredSteps, device: torch.device) -> Iterator[Batch]:
     """All micro-batches of the first steps, those of every rank, so that each rank sees the same."""
-    alone = replace(steps, rank=0, world=1)
+    alone = replace(steps, train=steps.train.bare(), rank=0, world=1)
     for step in range(alone.total):
         yield from (batch.to(device) for batch in alone.batches(step))
 
@@ -277,7 +288,7 @@ def _resolve_model(run: Run, found: Found, objective: Objective, tell: Tell) -> 
     if held is not None:
         check_held(held, cast(Method, run.method))
         tell(Event("note", values={"text": told_of(found, objective.head, held)}))
-    context = getattr(load_config(found).get_text_config(), "max_position_embeddings", None) or 1 << 30
+    context = context_of(found) or 1 << 30
     taken = cast(Method, run.method).virtual_tokens
     room, wanted = context - taken, run.train.max_tokens
     if wanted is not None and wanted > room:
@@ -340,35 +351,19 @@ def _policy(inputs: Inputs, loaded: Loaded, trained: nn.Module, world: World) ->
         neftune=inputs.run.train.neftune,
         codec=inputs.codec,
         ranks=world,
+        budget=inputs.run.train.tokens_per_batch,
     )
 
 
 def _steps(inputs: Inputs, policy: Policy, world: World) -> StoredSteps:
-    budget = inputs.run.train.tokens_per_batch
-    references: list[Tensor | None] = [None, None]
-    if inputs.objective.scores_reference == "precomputed":
-        with torch.no_grad(), policy.still():
-            sides = (inputs.prepared.train, inputs.prepared.validation)
-            score = _scorer(policy, inputs.method)
-            references = [precompute(rows, budget, score) if len(rows) else None for rows in sides]
-    return StoredSteps(
-        inputs.prepared.train,
-        inputs.prepared.validation,
-        inputs.stream,
-        inputs.total,
-        budget,
-        world.rank,
-        world.size,
-        *references,
-    )
+    objective, budget = inputs.objective, inputs.run.train.tokens_per_batch
+    train, held_out = (_side(objective, rows) for rows in (inputs.prepared.train, inputs.prepared.validation))
+    if objective.scores_reference == "precomputed":
+        untouched = policy.reference is None and (inputs.found.adapter is not None or not inputs.method.reversible)
+        train, held_out = (scored(side, budget, policy, untouched) for side in (train, held_out))
+        policy.reference = None
+    return StoredSteps(train, held_out, inputs.stream, inputs.total, budget, world.rank, world.size)
 
 
-def _scorer(policy: Policy, method: Method) -> Callable[[Batch], Tensor]:
-    """Scores of answers by the untouched model; a method that cannot be switched off has not changed it yet."""
-    logprobs = policy.reference_logprobs if method.reversible else policy.logprobs
-
-    def score(batch: Batch) -> Tensor:
-        batch = batch.to(policy.device)
-        return by_row(batch, logprobs(batch))
-
-    return score
+def _side(objective: Objective, rows: TokenStore) -> Side:
+    return Side(rows, strangers(rows) if objective.needs_strangers and len(rows) else None)

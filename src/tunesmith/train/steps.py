@@ -9,12 +9,15 @@ The rows of a step do not depend on the micro-batches or on the number of ranks.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+from tunesmith.core.rows import Piece, TokenRow
 from tunesmith.data.pack import pack, shares
 from tunesmith.data.store import TokenStore
 from tunesmith.data.stream import Stream
@@ -24,27 +27,69 @@ SHOWN_PLACES = 5
 
 
 @dataclass(frozen=True)
+class Side:
+    """Rows to learn from, or to be measured on, and what goes with each of them.
+
+    strangers [rows]: the number of another row, whose answer stands beside the row's own, -1 for none;
+    reference: for each row the log-probabilities [answers] that a reference gave before training.
+    """
+
+    rows: TokenStore
+    strangers: NDArray[np.int64] | None = None
+    reference: Sequence[Tensor] | None = None
+
+    def plant(self, numbers: Sequence[int]) -> Batch:
+        """The batch of some rows."""
+        batch = plant([self._row(number) for number in numbers])
+        if self.reference is None:
+            return batch
+        return batch.with_extra("reference", torch.cat([self.reference[number] for number in numbers]))
+
+    def scored(self, budget: int, score: Callable[[Batch], Tensor]) -> Side:
+        """The side with what `score` [R] gives each answer, in batches of `budget` tokens."""
+        found: dict[int, Tensor] = {}
+        for part in pack([int(length) for length in self.rows.lengths], budget):
+            batch = self.plant(part)
+            found.update(zip(part, score(batch).cpu().split(list(batch.sizes)), strict=True))
+        return replace(self, reference=[found[number] for number in range(len(self.rows))])
+
+    def bare(self) -> Side:
+        """The rows alone."""
+        return Side(self.rows)
+
+    @cached_property
+    def _depth(self) -> int:
+        """Tokens of the longest path of all rows: a prompt with a stranger's answer is cut to it."""
+        return int(self.rows.depths.max())
+
+    def _row(self, number: int) -> TokenRow:
+        row = self.rows.row(number)
+        other = -1 if self.strangers is None else int(self.strangers[number])
+        if other < 0:
+            return row
+        answer, room = self.rows.row(other).branches[0], self._depth - len(row.trunk)
+        strange = Piece(answer.tokens[:room], answer.weights[:room])
+        return replace(row, branches=(*row.branches, strange), values=row.values * 2)
+
+
+@dataclass(frozen=True)
 class StoredSteps:
     """The steps of a run over stored token rows.
 
-    train, held_out: token rows; budget: tokens of a micro-batch; reference [rows of train, answers] and
-    held_out_reference: log-probabilities of answers under the untouched model, where they were computed before.
+    train, held_out: what is learned from, and what is only measured; budget: tokens of a micro-batch.
     """
 
-    train: TokenStore
-    held_out: TokenStore
+    train: Side
+    held_out: Side
     stream: Stream
     total: int
     budget: int
     rank: int = 0
     world: int = 1
-    reference: Tensor | None = None
-    held_out_reference: Tensor | None = None
 
     def batches(self, step: int) -> list[Batch]:
         """This rank's micro-batches of a step."""
-        numbers = self.stream.rows_of_step(step)
-        return self._plant(self.train, numbers, self.reference)
+        return self._plant(self.train, self.stream.rows_of_step(step))
 
     def validation(self) -> Sequence[Batch]:
         """This rank's validation batches."""
@@ -53,30 +98,15 @@ class StoredSteps:
     def places(self, step: int) -> str:
         """Where the rows of a step stand in the user's files."""
         numbers = self.stream.rows_of_step(step)
-        shown = ", ".join(str(self.train.place(number)) for number in numbers[:SHOWN_PLACES])
+        shown = ", ".join(str(self.train.rows.place(number)) for number in numbers[:SHOWN_PLACES])
         more = len(numbers) - SHOWN_PLACES
         return f"{shown} and {more} more" if more > 0 else shown
 
     @cached_property
     def _validation(self) -> list[Batch]:
-        return self._plant(self.held_out, range(len(self.held_out)), self.held_out_reference)
+        return self._plant(self.held_out, range(len(self.held_out.rows)))
 
-    def _plant(self, rows: TokenStore, numbers: Sequence[int], reference: Tensor | None) -> list[Batch]:
-        packs = pack([int(rows.lengths[number]) for number in numbers], self.budget)
-        mine = shares(packs, [int(rows.lengths[number]) for number in numbers], self.world)[self.rank]
-        return [self._batch(rows, [numbers[place] for place in part], reference) for part in mine if part]
-
-    def _batch(self, rows: TokenStore, numbers: Sequence[int], reference: Tensor | None) -> Batch:
-        batch = plant([rows.row(number) for number in numbers])
-        if reference is None:
-            return batch
-        return batch.with_extra("reference", reference[torch.tensor(list(numbers))].flatten())
-
-
-def precompute(rows: TokenStore, budget: int, score: Callable[[Batch], Tensor]) -> Tensor:
-    """[rows, answers a row] what `score` [R] gives each answer of every row, in batches of `budget` tokens."""
-    out = torch.zeros(len(rows), 2)
-    for part in pack([int(length) for length in rows.lengths], budget):
-        batch = plant([rows.row(number) for number in part])
-        out[torch.tensor(part)] = score(batch).cpu().view(len(part), -1)
-    return out
+    def _plant(self, side: Side, numbers: Sequence[int]) -> list[Batch]:
+        lengths = [int(side.rows.lengths[number]) for number in numbers]
+        mine = shares(pack(lengths, self.budget), lengths, self.world)[self.rank]
+        return [side.plant([numbers[place] for place in part]) for part in mine if part]
