@@ -198,6 +198,30 @@ def sides_oracle(style: str = "t5") -> Any:
     )
 
 
+def encoder_oracle(style: str = "wordpiece") -> Any:
+    """A small tokenizer as an encoder has it, in transformers: BERT's pieces of words, or RoBERTa's bytes."""
+    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
+    from tokenizers.processors import TemplateProcessing
+    from transformers import PreTrainedTokenizerFast
+
+    if style == "bytes":
+        made = sides_oracle("bart")
+        made.add_special_tokens({"cls_token": "<s>", "sep_token": "</s>"})
+        return made
+    specials = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+    letters = "abcdefghijklmnopqrstuvwxyz0123456789?!.,"
+    words = [*specials, *letters, *(f"##{letter}" for letter in letters), "the", "is", "##ing"]
+    tokenizer = Tokenizer(models.WordPiece({word: number for number, word in enumerate(words)}, unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.decoder = decoders.WordPiece()
+    ends = [(text, tokenizer.token_to_id(text)) for text in ("[CLS]", "[SEP]")]
+    pair = "[CLS] $A [SEP] $B:1 [SEP]:1"
+    tokenizer.post_processor = TemplateProcessing(single="[CLS] $A [SEP]", pair=pair, special_tokens=ends)
+    named = {f"{text[1:-1].lower()}_token": text for text in specials}
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **named)
+
+
 def sides_codec(style: str = "t5") -> Codec:
     """The codec of such a tokenizer."""
     return Codec.of(sides_oracle(style), encoder_decoder=True)

@@ -19,8 +19,10 @@ from tunesmith.evaluate.verdict import BASE, MODEL, TUNED
 from tunesmith.generate.opened import Opened, open_model
 from tunesmith.models.ancestor import saved_length
 from tunesmith.models.heads import HeadSpec
-from tunesmith.models.load import fingerprint, load_codec, load_config, told_of
+from tunesmith.models.load import context_of, fingerprint, load_codec, told_of
+from tunesmith.models.pooling import Pooling
 from tunesmith.models.quantize import settle
+from tunesmith.models.sentences import saved_pooling
 from tunesmith.models.source import Found, find, head_of, read_json
 from tunesmith.objectives import Objective
 
@@ -58,10 +60,18 @@ class Subject:
         return head_of(self.found)
 
     @property
+    def pooling(self) -> Pooling:
+        """How a model without a head makes vectors: as its folder says, else the mean.
+
+        Raises:
+            Problem: in a way that is not known here.
+        """
+        return saved_pooling(self.found.adapter or self.found.base) or "mean"
+
+    @property
     def context(self) -> int:
         """The longest row, in tokens; a soft prompt takes its places before it."""
-        context = getattr(load_config(self.found).get_text_config(), "max_position_embeddings", None) or NO_LIMIT
-        return context - saved_length(self.found.adapter)
+        return (context_of(self.found) or NO_LIMIT) - saved_length(self.found.adapter)
 
     @property
     def rules(self) -> Rules | None:
@@ -104,13 +114,13 @@ class Subject:
             measure(TUNED, opened)
             return
         if self.run is not None and self._beside_base:
-            measure(BASE, open_model(self._spec(self.run.model.path, self.run.model.revision)))
+            measure(BASE, open_model(self._spec(self.run.model.path, self.run.model.revision), head))
         measure(TUNED if self.run else MODEL, open_model(spec, head))
 
     @property
     def _beside_base(self) -> bool:
         """Whether the base is measured too; the head of a base that was never trained to score is random."""
-        return self.head.kind == "lm" and self.settings.against == "base"
+        return self.head.kind in ("lm", "states") and self.settings.against == "base"
 
     @property
     def notes(self) -> tuple[str, ...]:

@@ -126,6 +126,21 @@ def load_config(found: Found) -> PreTrainedConfig:
         raise Problem(str(found.base / "config.json"), f"cannot be used ({_first_line(error)})") from error
 
 
+def context_of(found: Found) -> int | None:
+    """The longest row that a model reads, in tokens; None where it says nothing.
+
+    RoBERTa and its kin count positions from behind the token that fills up rows.
+    """
+    config = load_config(found)
+    length = getattr(config.get_text_config(), "max_position_embeddings", None)
+    if not length or not reads_both_ways(config):
+        return length
+    for name, module in skeleton(found, HeadSpec("states")).named_modules():
+        if name.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None:
+            return length - 1 - int(module.padding_idx)  # type: ignore[arg-type]
+    return length
+
+
 def skeleton(found: Found, head: HeadSpec = LM) -> PreTrainedModel:
     """The model without memory for its weights (on the meta device): shapes and names to plan by.
 
