@@ -30,6 +30,7 @@ FAMILIES = {
     "method": "methods",
     "optimizer": "optimizers",
     "engine": "generate/engines",
+    "reward": "rewards",
     "listener": "train/listeners",
     "metric": "evaluate/metrics",
     "merge": "merge/methods",
@@ -131,6 +132,7 @@ class Member:
         """shown, summary: those of an alias, where they differ from the member's own."""
         kind = find(self.family, name)
         options = kind.model_json_schema()
+        options = _written_out(options, options.pop("$defs", {}))
         first, shown = summary or doc(kind).partition("\n")[0], shown or name
         return [
             {"const": shown, "description": first},
@@ -141,6 +143,18 @@ class Member:
                 "additionalProperties": False,
             },
         ]
+
+
+def _written_out(part: Any, definitions: JsonSchemaValue) -> Any:
+    """A schema whose references are what they refer to: pydantic finds none that a schema within a schema brings."""
+    if isinstance(part, list):
+        return [_written_out(inner, definitions) for inner in cast("list[Any]", part)]
+    if not isinstance(part, dict):
+        return part
+    node = cast(JsonSchemaValue, part)
+    referred: JsonSchemaValue = definitions[node["$ref"].rpartition("/")[2]] if "$ref" in node else {}
+    whole = {**referred, **node}
+    return {name: _written_out(inner, definitions) for name, inner in whole.items() if name != "$ref"}
 
 
 def _serialise(value: Plugin, info: SerializationInfo) -> dict[str, Any]:
