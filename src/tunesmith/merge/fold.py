@@ -230,8 +230,10 @@ def _load(folder: Path, source: Found) -> PreTrainedModel:
 
 
 def _chats(found: Found, prompts: tuple[str, ...]) -> list[Tensor]:
-    """The tokens [1, L] of each prompt, as a chat."""
+    """The tokens [1, L] of each prompt: as a chat, or as a text for a model that writes none."""
     codec = load_codec(found)
+    if head_of(found).kind != "lm":
+        return [torch.tensor([codec.encode_framed(prompt)]) for prompt in prompts]
     return [
         torch.tensor([codec.encode_chat([Message("user", prompt)], add_generation_prompt=True)]) for prompt in prompts
     ]
@@ -244,14 +246,18 @@ def _difference(expected: list[Tensor], got: list[Tensor]) -> float:
 
 
 def _logits(model: torch.nn.Module, chats: list[Tensor]) -> list[Tensor]:
-    """The logits [1, L, V] of each chat; the decoder of an encoder-decoder is given the chat to repeat."""
+    """The logits [1, L, V] of each chat, or its scores or states.
+
+    The decoder of an encoder-decoder is given the chat to repeat.
+    """
     model.eval()
     device = next(model.parameters()).device
     inputs: list[dict[str, Tensor]] = [{"input_ids": chat.to(device)} for chat in chats]
     if model.config.is_encoder_decoder:  # type: ignore[union-attr]
         inputs = [{**each, "labels": each["input_ids"]} for each in inputs]
     with torch.no_grad():
-        return [model(**each).logits.float().cpu() for each in inputs]
+        found = [model(**each) for each in inputs]
+    return [(one.logits if "logits" in one else one.last_hidden_state).float().cpu() for one in found]
 
 
 def _refuse_mismatch(difference: float, dtype: torch.dtype, target: str) -> None:

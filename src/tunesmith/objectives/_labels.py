@@ -20,9 +20,8 @@ from tunesmith.data.encode import Rules
 from tunesmith.models.heads import HeadSpec, Kind
 from tunesmith.objectives import Objective
 
-MOST = 1000
-"""Labels that are taken from rows by themselves; more look like texts or numbers."""
 SHOWN = 12
+"""So many labels are named to a person."""
 
 Weight = Annotated[float, Field(gt=0)]
 
@@ -32,11 +31,9 @@ class Labelling(Objective):
 
     kind: ClassVar[Kind]
     """The kind of head that it needs."""
-    least: ClassVar[int] = 2
-    """So many labels there must be."""
 
     labels: tuple[str, ...] = ()
-    """The labels, in the order of the head's outputs; by default those of the training rows, sorted."""
+    """The labels, in the order of the head's outputs; by default those of the training rows, by name or by value."""
     weights: Literal["even", "inverse"] | tuple[Weight, ...] = "even"
     """How much each label counts: `even`, `inverse` to how often it occurs in the rows, or a number for each."""
 
@@ -54,9 +51,7 @@ class Labelling(Objective):
         twice = sorted({label for label in self.labels if self.labels.count(label) > 1})
         faults = {
             f"labels has {', '.join(twice)} twice": bool(twice),
-            f"labels has {len(self.labels)}, and at least {self.least} are told apart": 0
-            < len(self.labels)
-            < self.least,
+            "labels has one, and at least two can be told apart": len(self.labels) == 1 and not self.several,
             f"weights has {len(self.weights)} numbers for {len(self.labels)} labels": isinstance(self.weights, tuple)
             and len(self.weights) != len(self.labels),
         }
@@ -100,11 +95,11 @@ class Labelling(Objective):
         """The labels, and a sentence where they were found.
 
         Raises:
-            Problem: the rows have too few or too many, or others than the head that the base has.
+            Problem: the head that the base has is for others.
         """
         place = f"objective.{self.name()}.labels"
         there = base.labels if base.kind == self.kind and not _numbered(base.labels) else ()
-        labels = self.labels or ordered(found)
+        labels = self.labels or tuple(found)
         if there and not set(labels) <= set(there):
             what = f"the model has a head for the labels {shown(there)}, and these are {shown(labels)}"
             raise Problem(place, what, "Start from a model without that head, or give rows with its labels")
@@ -114,18 +109,7 @@ class Labelling(Objective):
             return self.labels, ""
         if there:
             return there, f"labels, as the model has them: {shown(there)}"
-        if not self.least <= len(labels) <= MOST:
-            what = f"the rows have {len(labels)} labels ({shown(labels)})"
-            hint = "Name the labels in this option" if labels[1:] else "Give rows with at least two labels"
-            raise Problem(place, what, hint)
         return labels, f"{len(labels)} labels, found in the rows: {shown(labels)}"
-
-
-def ordered(labels: Mapping[str, int]) -> tuple[str, ...]:
-    """Labels in their order: whole numbers by size, then the rest by alphabet; `O`, for no tag, first."""
-    return tuple(
-        sorted(labels, key=lambda label: (label != "O", not _whole(label), int(label) if _whole(label) else 0, label))
-    )
 
 
 def inverse(labels: Sequence[str], counts: Mapping[str, int]) -> tuple[float, ...]:
@@ -137,10 +121,6 @@ def inverse(labels: Sequence[str], counts: Mapping[str, int]) -> tuple[float, ..
 def shown(labels: Sequence[str]) -> str:
     """The first labels, for a person."""
     return ", ".join(labels[:SHOWN]) + (" …" if len(labels) > SHOWN else "")
-
-
-def _whole(label: str) -> bool:
-    return label.lstrip("-").isdecimal() and label.isascii()
 
 
 def _numbered(labels: Sequence[str]) -> bool:
