@@ -50,6 +50,8 @@ Path(f"{sys.argv[1]}.{rank}").write_text(json.dumps(said))
 CASES: dict[str, dict[str, Any]] = {
     "sft": {"method": {"lora": {"start": "gaussian"}}, "validation": {"fraction": 0.2}},
     "dpo": {"method": "lora", "train": {"rows_per_step": 3}},
+    "kto": {"method": "lora", "optimizer": {"adamw": {"lr": 1e-2}}, "train": {"rows_per_step": 3}},
+    "bco": {"method": "lora", "optimizer": {"adamw": {"lr": 1e-2}}, "train": {"rows_per_step": 1, "steps": 5}},
     "reward": {"method": {"freeze": {"last": 1}}},
     "pretrain": {
         "method": "full",

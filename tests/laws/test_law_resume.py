@@ -27,6 +27,7 @@ CASES: dict[str, dict[str, Any]] = {
     "sft": {"method": {"lora": {"dropout": 0.2}}},
     "pretrain": {"method": "full"},
     "dpo": {"method": {"lora": {"dropout": 0.1, "form": "dora"}}},
+    "bco": {"method": {"lora": {"dropout": 0.1}}},
     "reward": {"method": {"freeze": {"last": 1}}},
 }
 TRAIN = {
