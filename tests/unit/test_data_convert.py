@@ -47,6 +47,8 @@ EXPECTED: dict[tuple[type[Record], type[Record]], list[Record]] = {
     (Labelled, Text): [Text("nice", place=PLACE)],
     (Chat, Prompt): [Prompt(BEFORE, "4", TOOLS, place=PLACE)],
     (Prompt, Chat): [Chat((*BEFORE, GOOD), TOOLS, place=PLACE)],
+    (Chat, Labelled): [Labelled("Hi\nHello!\n2 + 2?", ("4",), place=PLACE)],
+    (Prompt, Labelled): [Labelled("Hi\nHello!\n2 + 2?", ("4",), place=PLACE)],
     (Preference, Chat): [Chat((*BEFORE, GOOD), TOOLS, place=PLACE)],
     (Preference, Prompt): [Prompt(BEFORE, "", TOOLS, place=PLACE)],
     (Preference, Rated): [
@@ -90,6 +92,7 @@ def test_system_heads_whatever_has_none(to: type[Record]) -> None:
         (Labelled("t", ()), Chat, "missing label"),
         (Prompt((QUESTION,)), Chat, "no-final-answer"),
         (Chat((GOOD,)), Prompt, "no-final-answer"),
+        (Prompt((QUESTION,)), Labelled, "missing label"),
     ],
 )
 def test_what_lacks_a_part_is_a_fault_of_the_row(record: Record, to: type[Record], reason: str) -> None:

@@ -4,6 +4,7 @@
     Labelled ──▶ Text                without its label
     Chat ──────▶ Prompt              what stands before the last answer; that answer is the key
     Prompt ────▶ Chat                the key is the answer
+    Chat, Prompt ▶ Labelled          the turns as one text; the last answer, or the key, is its label
     Preference ▶ Chat, Prompt        with the better answer; without answers
     Preference ▶ Rated, Rated        the better answer found good, the worse one bad
     Rated ─────▶ Prompt              without the answer
@@ -15,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from tunesmith.core.plugins import names
 from tunesmith.core.problem import Problem
@@ -141,6 +142,18 @@ def _prompt_chat(record: Prompt, spec: DataSpec) -> tuple[Record, ...]:
     return (Chat(messages, record.tools, place=record.place),)
 
 
+def _prompt_labelled(record: Prompt, spec: DataSpec) -> tuple[Record, ...]:
+    if not record.answer.strip():
+        raise RowFault("missing label", "the prompt has no key, which would be its label")
+    text = "\n".join(message.content for message in record.messages)
+    return (Labelled(text, (record.answer.strip(),), place=record.place),)
+
+
+def _chat_labelled(record: Chat, spec: DataSpec) -> tuple[Record, ...]:
+    (prompt,) = _chat_prompt(record, spec)
+    return _prompt_labelled(cast(Prompt, prompt), spec)
+
+
 def _preference_chat(record: Preference, spec: DataSpec) -> tuple[Record, ...]:
     return (Chat((*record.prompt, *record.chosen), record.tools, place=record.place),)
 
@@ -160,6 +173,8 @@ _WAYS: Mapping[tuple[type[Record], type[Record]], tuple[str, Convert]] = {
     (Labelled, Text): ("texts are learned without their labels", _labelled_text),
     (Chat, Prompt): ("the last answer of each chat is not shown; it is the key of the prompt before it", _chat_prompt),
     (Prompt, Chat): ("the key of each prompt is taught as its answer", _prompt_chat),
+    (Chat, Labelled): ("the last answer of each chat is the label of the turns before it", _chat_labelled),
+    (Prompt, Labelled): ("the key of each prompt is its label", _prompt_labelled),
     (Preference, Chat): ("the better answer of each preference is taught, the worse one left out", _preference_chat),
     (Preference, Prompt): ("prompts of preferences are taken without their answers", _without_answer),
     (Preference, Rated): (

@@ -76,11 +76,11 @@ def _labelled(record: Labelled, codec: Codec, rules: Rules) -> TokenRow:
 
 def _values(labels: Sequence[str], rules: Rules) -> tuple[float, ...]:
     """What the labels of a text are as numbers; nothing where the rules know no labels."""
+    if not rules.number and not rules.labels:
+        return ()
     if rules.several:
         wanted = set(_numbers(labels, rules.labels))
         return tuple(float(number in wanted) for number in range(len(rules.labels)))
-    if not rules.number and not rules.labels:
-        return ()
     if len(labels) != 1:
         reason = "several labels" if labels else "missing label"
         raise NoMask(reason, f"the text has {len(labels)} labels, and one is learned")

@@ -11,7 +11,7 @@ import json
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,8 +19,9 @@ from typing import TYPE_CHECKING, Any
 from tunesmith.core.problem import Problem
 from tunesmith.core.records import Record
 from tunesmith.data.detect import choose, rename
-from tunesmith.data.files import DataFile, Found, RawRow, describe, kind_of, read
+from tunesmith.data.files import KINDS, DataFile, Found, RawRow, describe, kind_of, read
 from tunesmith.data.files.base import CHUNK, excerpt
+from tunesmith.data.files.encoding import Encoding
 from tunesmith.data.formats import Format, RowFault
 from tunesmith.data.oddities import refuse_unwritable
 from tunesmith.data.report import Rejected
@@ -153,6 +154,7 @@ def _refuse_hub_options(spec: DataSpec) -> None:
 
 
 def _finish(spec: DataSpec, files: tuple[DataFile, ...], table: HubTable | None, notes: dict[str, None]) -> Source:
+    files = tuple(_as_table(file, spec, notes) for file in files)
     head = _head(files, table, notes.setdefault)
     if not head.rows:
         raise _no_rows(spec, files, head)
@@ -160,6 +162,18 @@ def _finish(spec: DataSpec, files: tuple[DataFile, ...], table: HubTable | None,
         raise Problem(f"{spec.path}: prompt", "has no {text} in it, so the text would be lost", "Put {text} into it")
     found, reason = choose([row.values for row in head.rows], spec.path, spec.format, spec.columns, spec.tags)
     return Source(spec, found, reason, files, table, notes)
+
+
+def _as_table(file: DataFile, spec: DataSpec, notes: dict[str, None]) -> DataFile:
+    """A text file that looks like a table, as one, if `columns` names columns that a text has not."""
+    from tunesmith.data.files.text import is_table
+
+    if file.kind != "text" or set(spec.columns.values()) <= {"text"}:
+        return file
+    if not is_table(file.path, file.packing, file.encoding or Encoding()):
+        return file
+    notes[f"{file.name} is read as a table with tabs, since `columns` names columns of it"] = None
+    return replace(file, kind="tsv")
 
 
 def _rows(files: tuple[DataFile, ...], table: HubTable | None, note: Callable[[str], None]) -> Iterator[Found]:
@@ -222,7 +236,7 @@ def _files(folder: Path, name: str, notes: dict[str, None]) -> tuple[DataFile, .
     if passed := passed + len(found) - len(kept):
         notes[f"{passed:,} files of the folder hold no rows by their names and are passed over"] = None
     if not kept:
-        raise Problem(name, "no file of this folder holds rows", "Known: .json .jsonl .csv .tsv .parquet .txt .md")
+        raise Problem(name, "no file of this folder holds rows", f"Known: {', '.join(KINDS)}")
     described = tuple(
         describe(path, f"{name.rstrip('/')}/{path.relative_to(folder).as_posix()}") for path in sorted(kept)
     )

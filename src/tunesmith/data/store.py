@@ -256,6 +256,16 @@ class TokenStore:
         """The number of the source of each row [n], in the order of the run's data."""
         return self._column("source")
 
+    @cached_property
+    def first_values(self) -> NDArray[np.float32]:
+        """The first value of each row [n], such as a rating; NaN where a row has none."""
+        stops = np.asarray(self._tables["rows.bin"]["values"], np.int64)
+        starts = np.concatenate([np.zeros(1, np.int64), stops])[self.rows]
+        some = starts < stops[self.rows]
+        out = np.full(len(self.rows), np.nan, np.float32)
+        out[some] = self._tables["values.f32"][starts[some]]
+        return out
+
     @property
     def keys(self) -> NDArray[np.uint64]:
         """The content key of each row [n]; equal rows have equal keys."""

@@ -25,6 +25,9 @@ KINDS = {
     ".parquet": "parquet",
     ".txt": "text",
     ".md": "text",
+    ".conll": "conll",
+    ".iob": "conll",
+    ".bio": "conll",
 }
 """The kind of a file by its suffix."""
 PACKINGS = {".gz": "gz", ".zst": "zst"}
@@ -46,7 +49,9 @@ def kind_of(name: str) -> tuple[str, str] | None:
     """The kind and packing that a file name says, or None for a name that says nothing."""
     path = Path(name.lower())
     packing = PACKINGS.get(path.suffix, "")
-    kind = KINDS.get(Path(path.stem).suffix if packing else path.suffix)
+    path = Path(path.stem) if packing else path
+    inner = KINDS.get(Path(path.stem).suffix) if path.suffix == ".txt" else None
+    kind = inner if inner == "conll" else KINDS.get(path.suffix)
     return (kind, packing) if kind else None
 
 
@@ -85,6 +90,10 @@ def read(file: DataFile, note: Callable[[str], None]) -> Iterator[Found]:
         from tunesmith.data.files.table import read_table
 
         return read_table(path, name, packing, encoding, note, file.kind == "tsv")
+    if file.kind == "conll":
+        from tunesmith.data.files.conll import read_conll
+
+        return read_conll(path, name, packing, encoding)
     if file.kind == "parquet":
         from tunesmith.data.files.parquet import read_parquet
 

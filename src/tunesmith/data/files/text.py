@@ -32,8 +32,14 @@ def read_text(path: Path, name: str, packing: str, encoding: Encoding, note: Cal
         yield Rejected(place, "bad-encoding", message, excerpt(text))
     elif text:
         if _is_table(text):
-            note(f"{name} looks like a table with tabs, and is read as one text; rename it to .tsv to read its rows")
+            hint = "name its `columns` to read its rows, or rename it to .tsv"
+            note(f"{name} looks like a table with tabs, and is read as one text; {hint}")
         yield RawRow({"text": text}, place)
+
+
+def is_table(path: Path, packing: str, encoding: Encoding) -> bool:
+    """Whether a text file looks like a table with tabs, by its first lines."""
+    return _is_table(next(texts(path, packing, encoding), ""))
 
 
 def _is_table(text: str) -> bool:
