@@ -17,6 +17,7 @@ from tunesmith.core.rows import Piece, TokenRow
 from tunesmith.data.pack import pack
 from tunesmith.models.forest import Batch, by_row, plant
 from tunesmith.models.policy import Policy
+from tunesmith.models.pooling import Pooling
 
 Floats = NDArray[np.float64]
 Progress = Callable[[str, int, int], None]
@@ -49,7 +50,26 @@ class Scorer:
         """For each row the number [answers] that the score head gives each of its answers."""
         return self._each(rows, self.policy.scores, what)
 
-    def _each(self, rows: Sequence[TokenRow], measure: Callable[[Batch], Tensor], what: str) -> list[Floats]:
+    def class_scores(self, rows: Sequence[TokenRow], what: str = "scoring") -> list[Floats]:
+        """For each row the numbers [answers, C] that the score head gives each of its answers, one a label."""
+        return self._each(rows, self.policy.class_scores, what)
+
+    def tag_scores(self, rows: Sequence[TokenRow], what: str = "scoring") -> list[Floats]:
+        """For each row the numbers [marks, C] that a head for tags gives each of its marks, one a label."""
+        return self._each(rows, self.policy.tag_scores, what, lambda row: len(row.marks))
+
+    def embeddings(self, rows: Sequence[TokenRow], pooling: Pooling, what: str = "embedding") -> list[Floats]:
+        """For each row the vector [answers, d] of each of its answers."""
+        return self._each(rows, lambda batch: self.policy.embeddings(batch, pooling), what)
+
+    def _each(
+        self,
+        rows: Sequence[TokenRow],
+        measure: Callable[[Batch], Tensor],
+        what: str,
+        parts: Callable[[TokenRow], int] = lambda row: row.answers,
+    ) -> list[Floats]:
+        """parts: how many of the measured numbers belong to a row."""
         out: list[Floats] = [np.zeros(0)] * len(rows)
         done = 0
         self.progress(what, 0, len(rows))
@@ -57,7 +77,7 @@ class Scorer:
             for numbers in pack([self._cost(row) for row in rows], self.budget):
                 batch = plant([rows[number] for number in numbers]).to(self.policy.device)
                 values = measure(batch).double().cpu().numpy()
-                for number, part in zip(numbers, _split(values, [rows[n].answers for n in numbers]), strict=True):
+                for number, part in zip(numbers, _split(values, [parts(rows[n]) for n in numbers]), strict=True):
                     out[number] = part
                 done += len(numbers)
                 self.progress(what, done, len(rows))

@@ -20,9 +20,7 @@ from tunesmith.generate.opened import Opened, open_model
 from tunesmith.models.ancestor import saved_length
 from tunesmith.models.heads import HeadSpec
 from tunesmith.models.load import context_of, fingerprint, load_codec, told_of
-from tunesmith.models.pooling import Pooling
 from tunesmith.models.quantize import settle
-from tunesmith.models.sentences import saved_pooling
 from tunesmith.models.source import Found, find, head_of, read_json
 from tunesmith.objectives import Objective
 
@@ -58,15 +56,6 @@ class Subject:
     @property
     def head(self) -> HeadSpec:
         return head_of(self.found)
-
-    @property
-    def pooling(self) -> Pooling:
-        """How a model without a head makes vectors: as its folder says, else the mean.
-
-        Raises:
-            Problem: in a way that is not known here.
-        """
-        return saved_pooling(self.found.adapter or self.found.base) or "mean"
 
     @property
     def context(self) -> int:

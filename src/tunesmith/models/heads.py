@@ -24,6 +24,8 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
+from tunesmith.models.pooling import Pooling
+
 CHUNK_NUMBERS = 1 << 24
 """Logits that may exist at once; 64 MiB in float32."""
 Kind = Literal["lm", "score", "tags", "states"]
@@ -37,12 +39,14 @@ class HeadSpec:
 
     kind: `lm` next tokens; `score` numbers for each row (one a label, or a single one); `tags` numbers for each token,
     one a label; `states` no head, hidden states alone. labels: their names in order, empty for a single number;
-    several: whether a row may have several labels at once.
+    several: whether a row may have several labels at once; pooling: how states become vectors, `other` where in a way
+    that is not known here, None where nothing is said of it.
     """
 
     kind: Kind = "lm"
     labels: tuple[str, ...] = ()
     several: bool = False
+    pooling: Pooling | Literal["other"] | None = None
 
     @property
     def outputs(self) -> int:

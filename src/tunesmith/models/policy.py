@@ -14,6 +14,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -218,8 +219,13 @@ class Policy:
         """What a model takes to read the rows of a batch one below the other, under its ancestor."""
         padded = batch.padded(self.model.config.get_text_config().pad_token_id or 0)
         lengths = padded.mask.sum(dim=1, keepdim=True).expand_as(padded.mask)
-        rows = ancestor_of(self.trained).rows(self.model, self._inputs(padded.tokens, lengths), padded.mask)
-        return rows if reads_both_ways(self.model.config) else {**rows, "use_cache": False}
+        ancestor = ancestor_of(self.trained)
+        rows = ancestor.rows(self.model, self._inputs(padded.tokens, lengths), padded.mask)
+        if not reads_both_ways(self.model.config):
+            return {**rows, "use_cache": False}
+        if (getattr(self.model.config, "type_vocab_size", None) or 0) > 1:
+            rows["token_type_ids"] = F.pad(_second(batch, padded.tokens.shape[1]), (ancestor.states, 0))
+        return rows
 
     def _inputs(self, tokens: Tensor, lengths: Tensor) -> dict[str, Tensor]:
         """Tokens [B, N], or while training with NEFTune their embeddings and noise alpha / sqrt(length * width)."""
@@ -233,3 +239,11 @@ class Policy:
         if self.autocast is None:
             return nullcontext()
         return torch.autocast(self.device.type, dtype=self.autocast)
+
+
+def _second(batch: Batch, width: int) -> Tensor:
+    """[R, width] 1 from where the second text of a pair begins, as encoders are told that they read two."""
+    leaves = [batch.segments[leaf] for leaf in batch.leaves]
+    starts = [width if leaf.parent is None else int(batch.positions[leaf.start]) for leaf in leaves]
+    places = torch.arange(width, device=batch.tokens.device)
+    return (places >= torch.tensor(starts, device=places.device)[:, None]).long()

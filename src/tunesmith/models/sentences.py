@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 from tunesmith.core.problem import Problem
 from tunesmith.core.rundir import write_json
@@ -26,9 +26,15 @@ from tunesmith.models.source import read_json
 MODULES, TRANSFORMER, ABOUT = "modules.json", "sentence_bert_config.json", "config_sentence_transformers.json"
 FILES = (MODULES, TRANSFORMER, ABOUT, "1_Pooling/config.json", "2_Normalize/config.json")
 """All that says how vectors or scores are made."""
-WORDS: dict[Pooling, str] = {"mean": "mean_tokens", "last": "lasttoken", "cls": "cls_token"}
-"""The libraries' words, behind `pooling_mode_`; the newest name the mode alone."""
-NEW_WORDS: dict[str, Pooling] = {"mean": "mean", "lasttoken": "last", "cls": "cls"}
+MODE = "pooling_mode_"
+WORDS: dict[str, Pooling] = {
+    "mean_tokens": "mean",
+    "lasttoken": "last",
+    "cls_token": "cls",
+    "mean": "mean",
+    "cls": "cls",
+}
+"""The library's words for how a vector is read: behind `MODE`, and those of its newest versions."""
 
 
 def save_embedder(folder: Path, pooling: Pooling, width: int) -> None:
@@ -36,7 +42,7 @@ def save_embedder(folder: Path, pooling: Pooling, width: int) -> None:
 
     width: numbers of a vector.
     """
-    modes = {f"pooling_mode_{word}": name == pooling for name, word in WORDS.items()}
+    modes = {MODE + word: WORDS[word] == pooling for word in ("cls_token", "mean_tokens", "lasttoken")}
     _write(folder, ("Transformer", "Pooling", "Normalize"))
     write_json(folder / TRANSFORMER, {"do_lower_case": False})
     write_json(folder / "1_Pooling" / "config.json", {"word_embedding_dimension": width, **modes})
@@ -51,30 +57,21 @@ def save_reranker(folder: Path) -> None:
     write_json(folder / ABOUT, {"model_type": "CrossEncoder"})
 
 
-def saved_pooling(folder: Path) -> Pooling | None:
-    """How the vectors of the model in a folder are made; None where nothing is said of it.
+def saved_pooling(folder: Path) -> Pooling | Literal["other"] | None:
+    """How the vectors of the model in a folder are made: `other` where in a way not known here, None for no vectors.
 
     Raises:
-        Problem: in a way that is not known here.
+        Problem: the files that say so are damaged.
     """
-    if not (folder / MODULES).is_file():
-        return None
-    parts = _modules(folder / MODULES)
+    parts = _modules(folder / MODULES) if (folder / MODULES).is_file() else []
     kinds = [str(part.get("type")).rpartition(".")[2] for part in parts]
-    if unknown := sorted(set(kinds) - {"Transformer", "Pooling", "Normalize"}):
-        raise Problem(str(folder / MODULES), f"makes vectors with {unknown[0]}, which is not known here")
     if "Pooling" not in kinds:
         return None
-    file = folder / str(parts[kinds.index("Pooling")].get("path")) / "config.json"
-    config = read_json(file)
-    modes: list[Pooling] = [name for name, word in WORDS.items() if config.get(f"pooling_mode_{word}")]
-    if config.get("pooling_mode") in NEW_WORDS:
-        modes = [NEW_WORDS[config["pooling_mode"]]]
-    others = [name for name, value in config.items() if name.startswith("pooling_mode_") and value]
-    if len(modes) != 1 or len(others) > 1:
-        shown = ", ".join(others) or config.get("pooling_mode")
-        raise Problem(str(file), f"makes a vector in a way that is not known here ({shown})", "Known: mean, last, cls")
-    return modes[0]
+    config = read_json(folder / Path(str(parts[kinds.index("Pooling")].get("path"))).name / "config.json")
+    said = [name.removeprefix(MODE) for name, value in config.items() if name.startswith(MODE) and value is True]
+    modes: list[Pooling | None] = [WORDS.get(word) for word in said or [str(config.get("pooling_mode"))]]
+    plain = len(modes) == 1 and set(kinds) <= {"Transformer", "Pooling", "Normalize"}
+    return (modes[0] or "other") if plain else "other"
 
 
 def _write(folder: Path, names: tuple[str, ...]) -> None:

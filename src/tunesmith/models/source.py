@@ -65,6 +65,7 @@ def head_of(found: Found) -> HeadSpec:
     numbered ones as its head has rows.
     """
     from tunesmith.models.heads import KINDS, HeadSpec
+    from tunesmith.models.sentences import saved_pooling
 
     config = read_json(found.base / "config.json")
     architectures = [str(name) for name in config.get("architectures") or ()]
@@ -72,12 +73,15 @@ def head_of(found: Found) -> HeadSpec:
     own: Kind = "states" if bare else "lm"
     for kind, end in KINDS.items():
         own = kind if any(name.endswith(end) for name in architectures) else own
-    base = HeadSpec.saved(own, config) if own in KINDS else HeadSpec(own)
+    pooling = saved_pooling(found.base)
+    base = HeadSpec.saved(own, config) if own in KINDS else HeadSpec("states" if pooling else own, pooling=pooling)
     if found.adapter is None:
         return base
     kind = TASKS.get(str(read_json(found.adapter / "adapter_config.json").get("task_type")), "lm")
     if (found.adapter / HEAD_FILE).is_file():
         return HeadSpec.saved(kind, read_json(found.adapter / HEAD_FILE))
+    if kind == "states":
+        return HeadSpec(kind, pooling=saved_pooling(found.adapter) or pooling)
     if kind not in KINDS or kind == base.kind:
         return base if kind == base.kind else HeadSpec(kind)
     return HeadSpec.saved(kind, {"id2label": dict.fromkeys(range(_outputs(found.adapter)))})

@@ -16,7 +16,7 @@ own (Matryoshka, Kusupati et al., arXiv:2205.13147). The result has the layout o
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
@@ -57,8 +57,9 @@ class Embed(Objective):
     """The loss. contrast: tell the near text from all other texts of the step, the far ones of its row among them;
     cosent: bring scored pairs into the order of their grades; cosine: make the cosine of a pair its grade; triplet: the
     near text nearer than the far one by a margin."""
-    pooling: Pooling = "mean"
-    """Where a text's vector is read: the mean over its tokens, its last token, or its first (cls, for encoders)."""
+    pooling: Pooling | None = None
+    """Where a text's vector is read: the mean over its tokens, its last token, or its first (cls, for encoders). Left
+    out: as the model's own files say, else mean."""
     temperature: Annotated[float, Field(gt=0)] = 0.05
     """Of contrast and cosent: cosines are divided by it; small cares most for the hardest texts. Libraries that have a
     scale instead mean 1 / temperature."""
@@ -85,8 +86,9 @@ class Embed(Objective):
             what = f"has {len(self.weights)} numbers, and dimensions {len(self.dimensions)}"
             problem = Problem("weights", what, "Give one for each of the dimensions, or none")
         for option, forms in {"temperature": OF_A_STEP, "direction": ("contrast",), "margin": ("triplet",)}.items():
-            if option in self.model_fields_set and self.form not in forms:
-                what = f"is set, and the form {self.form} has none"
+            value = getattr(self, option)
+            if value != type(self).model_fields[option].default and self.form not in forms:
+                what = f"is {value}, and the form {self.form} has none"
                 problem = Problem(option, what, f"Take it out, or set form to {' or '.join(forms)}")
         if problem is not None:
             raise ValueError(problem) from problem
@@ -94,7 +96,17 @@ class Embed(Objective):
 
     @property
     def head(self) -> HeadSpec:
-        return HeadSpec("states")
+        return HeadSpec("states", pooling=self.pooling)
+
+    def resolved(self, base: HeadSpec, counts: Callable[[], Mapping[str, int]]) -> tuple[Self, tuple[str, ...]]:
+        if self.pooling is not None:
+            return self, ()
+        if base.pooling == "other":
+            what = "is left out, and the model's own files make vectors in a way that is not known here"
+            raise Problem("objective.embed.pooling", what, "Set it to mean, last or cls to make them anew")
+        why = "as the model's own files say" if base.pooling else "since the model's files say nothing of it"
+        pooling = base.pooling or "mean"
+        return self.model_copy(update={"pooling": pooling}), (f"pooling {pooling}: {why}",)
 
     def rules(self, train: TrainSpec) -> Rules:
         longest = train.max_tokens or MAX_TOKENS
@@ -132,13 +144,13 @@ class Embed(Objective):
         return told.pop("loss") + along - along.detach(), told
 
     def finish(self, policy: Policy, folder: Path) -> None:
-        save_embedder(folder, self.pooling, policy.model.config.get_text_config().hidden_size)
+        save_embedder(folder, self.pooling or "mean", policy.model.config.get_text_config().hidden_size)
 
     def _vectors(self, policy: Policy, batch: Batch) -> Tensor:
         """[T, d] the vectors of a batch; where it is embedded twice, both times with the same dropout."""
         if "draw" in batch.extras:
             torch.manual_seed(int(batch.extras["draw"]))
-        return policy.embeddings(batch, self.pooling)
+        return policy.embeddings(batch, self.pooling or "mean")
 
     def _of(self, texts: Texts) -> Sums:
         forms: dict[str, Form] = {
