@@ -36,6 +36,7 @@ from tunesmith.models.ancestor import saved_length, unfoldable
 from tunesmith.models.device import DTYPES
 from tunesmith.models.load import load, load_codec, save_tokenizer
 from tunesmith.models.quantize import Held, write_out
+from tunesmith.models.sentences import keep_layout
 from tunesmith.models.source import Found, find, head_of, read_json
 
 Hear = Callable[[str], None]
@@ -156,6 +157,7 @@ def _write(found: Found, held: Held | None, folder: Path, dtype: torch.dtype, he
         hear("this adapter needs its model: folding in memory through PEFT")
         _fold_whole(found, None, folder, dtype)
     save_tokenizer(load_codec(found), found, folder)
+    keep_layout(found.adapter, folder)
 
 
 def _kind(found: Found, dtype: str) -> torch.dtype:

@@ -15,6 +15,7 @@ text into the tokenizer's chat template, so these files stand beside a reranker,
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -55,6 +56,14 @@ def save_reranker(folder: Path) -> None:
     _write(folder, ("Transformer",))
     write_json(folder / TRANSFORMER, {"transformer_task": "sequence-classification", "do_lower_case": False})
     write_json(folder / ABOUT, {"model_type": "CrossEncoder"})
+
+
+def keep_layout(source: Path, folder: Path) -> None:
+    """Say of the model in a folder what is said of the one in `source`; nothing where nothing is."""
+    for name in FILES:
+        if (source / name).is_file():
+            (folder / name).parent.mkdir(exist_ok=True)
+            shutil.copyfile(source / name, folder / name)
 
 
 def saved_pooling(folder: Path) -> Pooling | Literal["other"] | None:
