@@ -115,14 +115,24 @@ def _asked_prompt(prompt: str | None, kind: type[Record], ask: bool) -> str | No
 
 def _objective_for(kind: type[Record]) -> str:
     from tunesmith.core.problem import Problem
-    from tunesmith.core.records import Chat, Labelled, Preference, Text
+    from tunesmith.core.records import Chat, Labelled, Preference, Rated, Related, Tagged, Text
 
-    found = {Text: "pretrain", Chat: "sft", Labelled: "sft", Preference: "dpo"}.get(kind)
-    if found is None:
+    usual: dict[type[Record], str] = {
+        Text: "pretrain",
+        Chat: "sft",
+        Labelled: "sft",
+        Preference: "dpo",
+        Rated: "kto",
+        Tagged: "tag",
+        Related: "embed",
+    }
+    if kind not in usual:  # prompts: what an answer is worth is for the user to say
         raise Problem(
-            "--objective", f"no objective follows from {kind.__name__} rows", "`tunesmith explain objective` lists them"
+            "--objective",
+            f"no objective follows from {kind.__name__} rows",
+            "Name one with what rewards an answer: --objective grpo 'objective.grpo.rewards=[exact]'",
         )
-    return found
+    return usual[kind]
 
 
 def _told(file: Path, value: dict[str, Any], why: str) -> None:
