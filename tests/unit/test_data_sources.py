@@ -182,6 +182,10 @@ def test_a_column_that_plays_one_part_plays_no_other(tmp_path: Path) -> None:
         ({"body": "t"}, "columns: {text: body}"),
         ({"sentence": "t", "sentiment": 1}, "columns: {text: sentence, label: sentiment}"),
         ({"dialogue": [{"role": "user"}]}, "columns: {messages: dialogue}"),
+        (
+            {"sentence_A": "a", "sentence_B": "b", "relatedness_score": "4.5", "judgment": "neutral"},
+            "columns: {sentence1: sentence_A, sentence2: sentence_B, score: relatedness_score}",
+        ),
     ],
 )
 def test_unknown_columns_are_shown_with_a_mapping(tmp_path: Path, row: dict[str, Any], mapping: str) -> None:
@@ -256,9 +260,7 @@ def test_system_heads_what_has_none() -> None:
     assert convert(Text("t"), Text, spec) == Text("t")
 
 
-@pytest.mark.parametrize(
-    ("record", "to"), [(Text("t"), Chat), (Preference((QUESTION,), (ANSWER,), (QUESTION,)), Text)]
-)
+@pytest.mark.parametrize(("record", "to"), [(Text("t"), Chat), (Preference((QUESTION,), (ANSWER,), (QUESTION,)), Text)])
 def test_what_does_not_convert_names_the_objectives_that_take_it(record: Record, to: type[Record]) -> None:
     with pytest.raises(Problem, match=r"Objectives for \w+ rows: (pretrain|dpo, reward)"):
         convert(record, to, DataSpec(path="f"))

@@ -22,6 +22,9 @@ ALIASES: Mapping[str, tuple[str, ...]] = {
     "rejected": ("worse", "refused", "loser", "negative"),
     "text": ("content", "body", "document", "story", "article", "raw_content", "review", "sentence"),
     "label": ("sentiment", "category", "class", "intent", "target"),
+    "sentence1": ("sentence_a", "text1", "text_a", "question1", "premise"),
+    "sentence2": ("sentence_b", "text2", "text_b", "question2", "hypothesis"),
+    "score": ("similarity", "relatedness_score", "similarity_score", "relatedness", "is_duplicate"),
     "messages": ("conversation", "dialog", "dialogue", "chat", "turns"),
 }
 """Columns that other data sets use for our parts; they are only suggested, never taken by themselves."""
@@ -147,6 +150,9 @@ def suggest(row: Row) -> dict[str, str]:
     turns = next((name for name in ALIASES["messages"] if isinstance(row.get(name), list)), None)
     if turns:
         return {"messages": turns}
+    scored = {part: column for part in ("sentence1", "sentence2", "score") if (column := _alias(part, list(row)))}
+    if len(scored) == 3:
+        return scored
     pair = _pair(row, strings, "chosen", "rejected")
     if pair:
         asked = _alias("instruction", strings)
