@@ -135,6 +135,10 @@ class Objective(Plugin):
             add_up(sums, {"loss": total, **figures})
         return sums, count
 
+    def signs(self, steps: Sequence[Mapping[str, float]]) -> tuple[str, ...]:
+        """What the figures of a run's steps say that a person should know, as sentences; told when it ends."""
+        return ()
+
 
 def add_up(sums: dict[str, float], figures: Mapping[str, Tensor]) -> None:
     """Add figures to sums of the same names, in place."""

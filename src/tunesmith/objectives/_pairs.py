@@ -6,6 +6,7 @@ prompt ──┬── chosen      answers 0, 2, 4 …        the prompt is comp
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor
 from tunesmith.core.records import Preference, Record
 from tunesmith.models.forest import Batch, by_row
 from tunesmith.objectives import Objective
+from tunesmith.objectives._trend import told_apart
 
 
 class OfPairs(Objective):
@@ -25,6 +27,9 @@ class OfPairs(Objective):
 
     def count(self, batch: Batch) -> float:
         return batch.answers / 2
+
+    def signs(self, steps: Sequence[Mapping[str, float]]) -> tuple[str, ...]:
+        return told_apart(steps)
 
 
 def sides(values: Tensor) -> tuple[Tensor, Tensor]:
@@ -42,16 +47,13 @@ def ranked(lead: Tensor, wrong: float = 0.0) -> Tensor:
     return -(1 - wrong) * F.logsigmoid(lead) - wrong * F.logsigmoid(-lead)
 
 
-def pair_figures(rewards: Tensor, logprobs: Tensor) -> dict[str, Tensor]:
-    """Sums over pairs, from what the objective takes for the reward of each answer [R] and from its log p [R].
-
-    Where `chosen_logprob` falls while `lead` rises, both answers become unlikelier, and the model moves to others.
-    """
+def pair_figures(rewards: Tensor, logprobs: Tensor | None = None) -> dict[str, Tensor]:
+    """Sums over pairs, from what the objective takes for the reward of each answer [R] and from its log p [R]."""
     chosen, rejected = sides(rewards.detach())
-    return {
+    figures = {
         "accuracy": (chosen > rejected).float().sum(),
         "chosen": chosen.sum(),
         "rejected": rejected.sum(),
         "lead": (chosen - rejected).sum(),
-        "chosen_logprob": sides(logprobs.detach())[0].sum(),
     }
+    return figures if logprobs is None else {**figures, "chosen_logprob": sides(logprobs.detach())[0].sum()}

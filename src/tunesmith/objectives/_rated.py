@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 import torch
@@ -14,6 +14,7 @@ from tunesmith.data.store import TokenStore
 from tunesmith.models.forest import Batch, by_row
 from tunesmith.models.policy import Policy
 from tunesmith.objectives._reference import WithReference
+from tunesmith.objectives._trend import unlikelier
 
 GOOD = 0.5
 """Values above it are those of good answers."""
@@ -38,6 +39,9 @@ class OfRated(WithReference):
 
     def count(self, batch: Batch) -> float:
         return batch.answers
+
+    def signs(self, steps: Sequence[Mapping[str, float]]) -> tuple[str, ...]:
+        return unlikelier(steps, "good")
 
 
 def signs(batch: Batch) -> Tensor:

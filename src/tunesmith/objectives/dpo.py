@@ -14,6 +14,7 @@ keeps the chosen answers from becoming unlikely. The prompt is computed once for
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Literal, Self
 
 import torch.nn.functional as F
@@ -25,6 +26,7 @@ from tunesmith.models.forest import Batch, by_row
 from tunesmith.models.policy import Policy
 from tunesmith.objectives._pairs import OfPairs, answer_lengths, pair_figures, ranked, sides
 from tunesmith.objectives._reference import WithReference
+from tunesmith.objectives._trend import unlikelier
 
 
 class Dpo(WithReference, OfPairs):
@@ -61,6 +63,9 @@ class Dpo(WithReference, OfPairs):
         chosen, rejected = sides(rewards)
         likely, _ = sides(logprobs / lengths)
         return (self._of(chosen - rejected) - self.sft_weight * likely).sum(), pair_figures(rewards, logprobs)
+
+    def signs(self, steps: Sequence[Mapping[str, float]]) -> tuple[str, ...]:
+        return (*super().signs(steps), *unlikelier(steps, "chosen"))
 
     def _of(self, lead: Tensor) -> Tensor:
         """[P] the loss of pairs with a lead [P]."""

@@ -6,24 +6,19 @@ transformers' own `…ForSequenceClassification`, which is what is saved.
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar
+from typing import Annotated
 
-import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
-from tunesmith.core.records import Preference, Record
 from tunesmith.models.forest import Batch
 from tunesmith.models.heads import HeadSpec
 from tunesmith.models.policy import Policy
-from tunesmith.objectives import Objective
+from tunesmith.objectives._pairs import OfPairs, pair_figures, ranked, sides
 
 
-class Reward(Objective):
+class Reward(OfPairs):
     """Learn to score answers so that the preferred one of a pair gets more."""
-
-    takes: ClassVar[type[Record]] = Preference
-    unit: ClassVar[str] = "pairs"
 
     margin: Annotated[float, Field(ge=0)] = 0.0
     """By how much the better answer should lead before the loss falls below ln 2."""
@@ -34,12 +29,8 @@ class Reward(Objective):
     def head(self) -> HeadSpec:
         return HeadSpec("score")
 
-    def count(self, batch: Batch) -> float:
-        return batch.answers / 2
-
     def loss(self, policy: Policy, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         scores = policy.scores(batch)
-        chosen, rejected = scores[0::2], scores[1::2]
-        lead = chosen - rejected
-        loss = -F.logsigmoid(lead - self.margin).sum() + self.center * ((chosen + rejected) ** 2).sum()
-        return loss, {"accuracy": (lead > 0).float().sum().detach(), "lead": lead.sum().detach()}
+        chosen, rejected = sides(scores)
+        loss = ranked(chosen - rejected - self.margin).sum() + self.center * ((chosen + rejected) ** 2).sum()
+        return loss, pair_figures(scores)

@@ -18,7 +18,7 @@ from typing import Any, cast
 import torch
 import yaml
 
-from tunesmith.core.events import Event
+from tunesmith.core.events import Event, read_events
 from tunesmith.core.problem import Problem
 from tunesmith.core.run import Run, parse_run, read_run
 from tunesmith.core.rundir import RunDir, held, open_run, sync_folder, write_atomic
@@ -148,6 +148,7 @@ def _run(inputs: Inputs, folder: RunDir, hear: Hear, wish: Wish, world: World, *
         if ended != "preempted":
             saver.finish(state)
             _tell_method(inputs, ready, folder, tell)
+            _tell_signs(inputs, folder, tell)
         if world.main:
             peak = peak_bytes(ready.policy.device)
             ending = {"ended": ended, "state": state.plain(), "finished": time.time(), "peak_memory_bytes": peak}
@@ -164,6 +165,15 @@ def _tell_method(inputs: Inputs, ready: Ready, folder: RunDir, tell: Teller) -> 
         tell.note(found[0])
         if tell.main:
             write_record(folder, {"method_report": found})
+
+
+def _tell_signs(inputs: Inputs, folder: RunDir, tell: Teller) -> None:
+    """Tell what the objective reads from the figures of the whole run."""
+    if not tell.main:
+        return
+    steps = {event.step: event.values for event in read_events(folder.events) if event.kind == "step"}
+    for text in inputs.objective.signs([steps[number] for number in sorted(steps)]):
+        tell.note(text)
 
 
 class _Saver:
