@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import tiny
 import torch
 import torch.nn.functional as F
+from made_codecs import oracle
 from torch import Tensor, nn
 
 from tunesmith.core.plugins import build
 from tunesmith.core.problem import Problem
+from tunesmith.core.records import Chat, Message
+from tunesmith.core.run import TrainSpec
+from tunesmith.data.encode import encode
+from tunesmith.data.tokenizer import Codec
 from tunesmith.methods.lora import Lora
 from tunesmith.models import divergence as module
 from tunesmith.models.divergence import Divergence
@@ -221,3 +229,82 @@ def test_a_beta_without_effect_and_a_missing_teacher_are_refused() -> None:
         build("objective", {"distill": {"teacher": "x", "beta": 0.5}})
     with pytest.raises(Problem, match="teacher: this option is required"):
         build("objective", "distill")
+
+
+def chat_rows() -> list[Any]:
+    """Chats as token rows, each with its question."""
+    codec = Codec.of(oracle("chatml"))
+    chats = [Chat((Message("user", row["instruction"]), Message("assistant", row["output"]))) for row in tiny.CHATS[:6]]
+    rules = Distill(teacher="x", on_policy=0.5).rules(TrainSpec())
+    found = [encode(chat, codec, rules) for chat in chats]
+    return [replace(row, index=number) for number, rows in enumerate(found) for row in rows]
+
+
+def drawing(share: float, **options: Any) -> tuple[Distill, Policy]:
+    policy = pair()
+    policy._codec = Codec.of(oracle("chatml"))
+    return Distill(teacher="other", on_policy=share, sampling={"max_tokens": 5}, **options), policy
+
+
+def test_rows_are_drawn_anew_or_given_and_never_both() -> None:
+    """Which rows: a share of them, by the step's seed; the others keep their targets and lose nothing."""
+    rows = chat_rows()
+    shares = []
+    for seed in range(20):
+        objective, policy = drawing(0.4)
+        batches = [plant(rows[:2]), plant(rows[2:])]
+        made = objective.round(policy, batches, seed).groups[0]
+        drawn = [row for batch in made if "drawn" in batch.extras for row in batch.rows]
+        given = {batch.rows[int(row)] for batch in made if "drawn" not in batch.extras for row in batch.targets.row}
+        assert sorted([*drawn, *given]) == list(range(6))
+        learned = sum(len(batch.targets) for batch in made if "drawn" not in batch.extras)
+        assert learned == sum(row.learned for row in rows if row.index in given)
+        shares.append(len(drawn) / 6)
+    assert 0.25 < sum(shares) / len(shares) < 0.55
+
+
+def test_drawn_answers_follow_their_prompts_and_have_no_plain_loss() -> None:
+    rows = chat_rows()
+    objective, policy = drawing(1.0, hard_weight=0.5)
+    made = objective.round(policy, [plant(rows)], seed=1)
+    (batch,) = made.groups[0]
+    assert batch.answers == 6
+    for number, row in zip(batch.rows, range(6), strict=True):
+        start = int(np.flatnonzero(rows[number].trunk.weights)[0])
+        path, prompt = batch.path(batch.leaves[row]).tolist(), rows[number].trunk.tokens[:start].tolist()
+        assert path[: len(prompt)] == prompt
+        assert 1 <= len(path) - len(prompt) <= 5
+    assert made.figures["length"] == pytest.approx(len(batch.targets) / 6)
+    loss, figures = objective.loss(policy, batch)
+    assert loss.item() == pytest.approx(float(figures["divergence"]), rel=1e-6)
+    again = objective.round(policy, [plant(rows)], seed=1).groups[0][0]
+    assert torch.equal(again.tokens, batch.tokens)
+
+
+def test_validation_is_on_the_given_answers() -> None:
+    rows = chat_rows()
+    objective, policy = drawing(1.0, hard_weight=0.5)
+    given, _ = drawing(0.0, hard_weight=0.5)
+    with torch.no_grad():
+        found, count = objective.measure(policy, [plant(rows)], lambda batch: given.loss(policy, batch))
+        assert found["loss"] == pytest.approx(float(given.loss(policy, plant(rows))[0]))
+    assert count == sum(row.learned for row in rows)
+
+
+def test_a_student_that_draws_comes_nearer_to_its_teacher(tmp_path: Path) -> None:
+    base, teacher = (tiny.folder(tmp_path / name, seed=seed) for name, seed in (("base", 0), ("teacher", 5)))
+    options = {"teacher": str(teacher), "on_policy": 0.5, "sampling": {"max_tokens": 6}}
+    settings = {"method": "full", "optimizer": {"adamw": {"lr": 3e-3}}, "validation": {"fraction": 0.3}}
+    result = tiny.trained(base, tmp_path, {"distill": options}, **settings, train={"epochs": 5, "rows_per_step": 8})
+    validated = [each["divergence"] for each in tiny.figures(result, "validate")]
+    assert validated[-1] < 0.9 * validated[0]
+    assert "length" in tiny.figures(result)[0]
+
+
+def test_a_teacher_of_another_vocabulary_is_refused(tmp_path: Path) -> None:
+    base, teacher = tiny.folder(tmp_path / "base"), tiny.folder(tmp_path / "teacher")
+    other = oracle()
+    other.add_tokens(["another"])
+    other.save_pretrained(teacher)
+    with pytest.raises(Problem, match="whose vocabulary differs"):
+        tiny.trained(base, tmp_path, {"distill": {"teacher": str(teacher)}})

@@ -16,7 +16,7 @@ branch (`sides.py`).
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -48,7 +48,8 @@ class Rules:
     labels: those that are learned, in the order of their numbers; several: whether a text may have any number of them;
     number: whether the label is itself a number to be learned; apart: whether the texts of a Related record are read
     one by one, not after the query; grades: which grades such a record must have (`framed.py`); room: tokens of
-    `max_tokens` that a prompt leaves for its answer.
+    `max_tokens` that a prompt leaves for its answer; asked: whether a chat's last question goes with its row as a
+    note, for objectives that have it answered anew.
     """
 
     kind: type[Record]
@@ -61,6 +62,7 @@ class Rules:
     apart: bool = False
     grades: Grades = "any"
     room: int = 0
+    asked: bool = False
 
     def __post_init__(self) -> None:
         """Raises: Problem: `split` for anything but plain text."""
@@ -84,6 +86,7 @@ class Rules:
             "apart": self.apart,
             "grades": self.grades,
             "room": self.room,
+            "asked": self.asked,
         }
 
 
@@ -98,6 +101,9 @@ def encode(record: Record, codec: Codec, rules: Rules, count: Count = lambda nam
         if codec.encoder_decoder:
             weights = _learned_answers(record.messages, rules) if isinstance(record, Chat) else {}
             rows = [_fitting(row, record, codec, rules, count) for row in sides(record, codec, weights)]
+            if rules.asked and isinstance(record, Chat):
+                numbers = (number for number, weight in weights.items() if weight)
+                rows = [replace(row, note=_question(record, at)) for row, at in zip(rows, numbers, strict=True)]
         else:
             row = _ENCODERS[type(record)](record, codec, rules)
             rows = [row] if row.depth + rules.room <= rules.max_tokens else _shorten(row, record, codec, rules, count)
@@ -148,7 +154,14 @@ def _text(record: Text, codec: Codec, rules: Rules) -> TokenRow:
 
 def _chat(record: Chat, codec: Codec, rules: Rules) -> TokenRow:
     answers = _learned_answers(record.messages, rules)
-    return TokenRow(_piece(codec, record.messages, record.tools, answers, rules.learn == "all"))
+    last = max((number for number, message in enumerate(record.messages) if message.role == "assistant"), default=0)
+    piece = _piece(codec, record.messages, record.tools, answers, rules.learn == "all")
+    return TokenRow(piece, note=_question(record, last) if rules.asked and last else "")
+
+
+def _question(record: Chat, answer: int) -> str:
+    """The note of what stands before an answer of a chat, as that of a prompt."""
+    return prompt_note(Prompt(record.messages[:answer], tools=record.tools))
 
 
 def _preference(record: Preference, codec: Codec, rules: Rules) -> TokenRow:
@@ -311,7 +324,7 @@ def _truncated(row: TokenRow, size: int, what: str) -> TokenRow:
     branches = tuple(_between(branch, 0, room) for branch in row.branches)
     if any(not branch.weights.any() for branch in branches) or not (branches or trunk.weights.any()):
         raise NoMask("too long", f"{what}; what is left holds nothing to learn")
-    return TokenRow(trunk, branches, values=row.values)
+    return replace(row, trunk=trunk, branches=branches)
 
 
 def _rejected(record: Record, reason: str, message: str) -> Rejected:

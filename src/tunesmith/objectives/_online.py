@@ -52,26 +52,13 @@ class Drawing(Sampling):
         return self
 
 
-class Online(Objective):
-    """An objective that draws its own answers and has them judged."""
+class Drawn(Objective):
+    """An objective that draws answers from the model that learns."""
 
-    takes: ClassVar[type[Record]] = Prompt
-    unit: ClassVar[str] = "answers"
-    online: ClassVar[bool] = True
-
-    rewards: tuple[Annotated[Plugin, Member("reward")], ...] = Field(
-        default=cast(Any, ("exact",)), validate_default=True, min_length=1
-    )
-    """What makes an answer good; several are added up by their weights."""
     sampling: Drawing = Drawing()
     """How answers are drawn."""
     engine: Annotated[Plugin, Member("engine")] = Field(default=cast(Any, "local"), validate_default=True)
     """What draws them, from the weights as they are at that moment."""
-
-    @field_validator("rewards", mode="before")
-    @classmethod
-    def _one_is_a_list(cls, value: Any) -> Any:
-        return (value,) if isinstance(value, (str, dict)) else value
 
     @field_validator("engine")
     @classmethod
@@ -81,6 +68,36 @@ class Online(Objective):
             problem = Problem("", what, "Use local")
             raise ValueError(problem) from problem
         return value
+
+    def answering(self, policy: Policy) -> Answers:
+        """What draws the answers of this policy."""
+        if "engine" not in policy.opened:
+            engine = cast(Local, self.engine)
+            policy.opened["engine"] = engine.bind(policy.trained, policy.codec, _precision(policy))
+        return policy.opened["engine"]
+
+    def answered(self, policy: Policy, asked: Sequence[Question], n: int, seed: int) -> list[Group]:
+        """n answers to each question; the draws follow from the seed."""
+        sampling = self.sampling.model_copy(update={"seed": seed + self.sampling.seed})
+        return draw(self.answering(policy), asked, sampling, n)
+
+
+class Online(Drawn):
+    """An objective that learns from its own answers alone, and has them judged."""
+
+    takes: ClassVar[type[Record]] = Prompt
+    unit: ClassVar[str] = "answers"
+    online: ClassVar[bool] = True
+
+    rewards: tuple[Annotated[Plugin, Member("reward")], ...] = Field(
+        default=cast(Any, ("exact",)), validate_default=True, min_length=1
+    )
+    """What makes an answer good; several are added up by their weights."""
+
+    @field_validator("rewards", mode="before")
+    @classmethod
+    def _one_is_a_list(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, (str, dict)) else value
 
     def rules(self, train: TrainSpec) -> Rules:
         room, longest = self.sampling.max_tokens, train.max_tokens or MAX_TOKENS
@@ -95,13 +112,6 @@ class Online(Objective):
     def equip(self, policy: Policy) -> nn.Module | None:
         _ = self.answering(policy), self.judging(policy)
         return None
-
-    def answering(self, policy: Policy) -> Answers:
-        """What draws the answers of this policy."""
-        if "engine" not in policy.opened:
-            engine = cast(Local, self.engine)
-            policy.opened["engine"] = engine.bind(policy.trained, policy.codec, _precision(policy))
-        return policy.opened["engine"]
 
     def judging(self, policy: Policy) -> Sum:
         """What says how good answers are."""
@@ -133,8 +143,7 @@ class Online(Objective):
 
     def drawn(self, policy: Policy, asked: Sequence[Question], n: int, seed: int) -> list[Group]:
         """n answers to each question, judged; the draws follow from the seed."""
-        sampling = self.sampling.model_copy(update={"seed": seed + self.sampling.seed})
-        return self.judged(policy, draw(self.answering(policy), asked, sampling, n))
+        return self.judged(policy, self.answered(policy, asked, n, seed))
 
     def measure(
         self, policy: Policy, batches: Sequence[Batch], loss: Callable[[Batch], Losses]

@@ -55,11 +55,15 @@ def questions(batches: Sequence[Batch]) -> list[Question]:
     out: list[Question] = []
     for batch in batches:
         for segment, row, note in zip(batch.segments, batch.rows, batch.notes, strict=True):
-            known = json.loads(note)
-            messages = tuple(_message(plain) for plain in known["messages"])
             tokens = batch.tokens[segment.start : segment.stop].cpu().numpy().astype(np.int32)
-            out.append(Question(tokens, Chat(messages, tuple(known["tools"])), known["answer"], row, note))
+            out.append(Question(tokens, ask_of(note), json.loads(note)["answer"], row, note))
     return out
+
+
+def ask_of(note: str) -> Chat:
+    """What the note of a row asks."""
+    known = json.loads(note)
+    return Chat(tuple(_message(plain) for plain in known["messages"]), tuple(known["tools"]))
 
 
 def draw(answers: Answers, asked: Sequence[Question], sampling: Sampling, n: int) -> list[Group]:
@@ -83,9 +87,10 @@ def trees(groups: Sequence[Group], policy: Policy) -> list[Batch]:
 def deal(groups: Sequence[Group], parts: int, seed: int, ranks: Ranks) -> list[list[Group]]:
     """This rank's groups in parts, one for each update; all ranks together have as many groups in each, to one.
 
-    A group's part follows from its row and the seed, however rows were dealt over ranks. There are fewer parts where
-    all ranks together have fewer groups.
+    A group's part follows from its row and the first rank's seed, however rows were dealt over ranks. There are fewer
+    parts where all ranks together have fewer groups.
     """
+    seed = int(ranks.gather(torch.tensor([seed]))[0])
     own = torch.tensor([group.question.row for group in groups], dtype=torch.long)
     told = ranks.gather(own)
     rows = torch.cat(told)

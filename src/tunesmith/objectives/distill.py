@@ -5,25 +5,37 @@
 D is the forward or reverse Kullback-Leibler divergence or the generalised Jensen-Shannon one (`models/divergence.py`;
 Hinton et al., arXiv:1503.02531; Agarwal et al., arXiv:2306.13649). The teacher reads the same forest beside the
 student; both heads are computed in chunks, only at what is learned.
+
+With `on_policy` some rows' last answers are drawn anew from the student in every step, so that it learns what to do
+after its own mistakes; of these there is no plain loss. Validation is on the given answers.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Annotated, ClassVar, Literal, Self
 
+import numpy as np
+import torch
 from pydantic import Field, model_validator
 
 from tunesmith.core.problem import Problem
 from tunesmith.core.records import Chat, Record
+from tunesmith.core.run import TrainSpec
+from tunesmith.data.encode import Rules
 from tunesmith.models.divergence import Divergence
-from tunesmith.models.forest import Batch
+from tunesmith.models.forest import Batch, Targets
 from tunesmith.models.policy import Policy
-from tunesmith.objectives import Losses, Objective
+from tunesmith.objectives import Losses, Objective, Round
+from tunesmith.objectives._online import Drawn
+from tunesmith.objectives._rollout import Group, Question, ask_of, column, everywhere, trees
 
 HALF = 0.5
+DRAWN = "drawn"
 
 
-class Distill(Objective):
+class Distill(Drawn):
     """Learn to answer as another model does, from its probabilities of all tokens."""
 
     takes: ClassVar[type[Record]] = Chat
@@ -39,6 +51,8 @@ class Distill(Objective):
     """Above 1, both distributions are flattened, so that what the teacher finds unlikely is learned more exactly."""
     hard_weight: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Weight of the plain loss on the given answers; the divergence gets the rest."""
+    on_policy: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Share of the rows whose last answer is drawn from the student in each step, instead of the given one."""
 
     @model_validator(mode="after")
     def _beta_has_effect(self) -> Self:
@@ -57,12 +71,71 @@ class Distill(Objective):
         """The divergence that the options name."""
         return Divergence(self.form, HALF if self.beta is None else self.beta, self.temperature)
 
+    def rules(self, train: TrainSpec) -> Rules:
+        return replace(super().rules(train), asked=self.on_policy > 0)
+
     def count(self, batch: Batch) -> float:
         return float(batch.targets.weight.sum())
+
+    def round(self, policy: Policy, batches: Sequence[Batch], seed: int) -> Round:
+        if not self.on_policy:
+            return super().round(policy, batches, seed)
+        common = int(policy.ranks.gather(torch.tensor([seed]))[0])
+        anew = [[bool(note) and self._draws(common, row) for row, note in _rows(batch)] for batch in batches]
+        found = [
+            _question(policy, *row)
+            for batch, flags in zip(batches, anew, strict=True)
+            for row, flag in zip(_rows(batch), flags, strict=True)
+            if flag
+        ]
+        groups = [group.having(drawn=[1.0]) for group in self.answered(policy, found, 1, seed)]
+        kept = [_without(batch, flags) for batch, flags in zip(batches, anew, strict=True)]
+        made = [*(batch for batch in kept if len(batch.targets)), *trees(groups, policy)]
+        return Round([made], _figures(policy, groups))
 
     def loss(self, policy: Policy, batch: Batch) -> Losses:
         found, weight = policy.compared(batch, self.divergence), batch.targets.weight
         soft, hard = (found.divergence * weight).sum(), -(found.logprobs * weight).sum()
-        figures = {"divergence": soft, "nll": hard, "agreement": (found.agreement * weight).sum()}
-        loss = self.hard_weight * hard + (1 - self.hard_weight) * soft
-        return loss, {name: value.detach() for name, value in figures.items()}
+        figures = {"divergence": soft, "agreement": (found.agreement * weight).sum()}
+        if not self.on_policy:
+            figures["nll"] = hard
+        share = 0.0 if DRAWN in batch.extras else self.hard_weight
+        return share * hard + (1 - share) * soft, {name: value.detach() for name, value in figures.items()}
+
+    def measure(
+        self, policy: Policy, batches: Sequence[Batch], loss: Callable[[Batch], Losses]
+    ) -> tuple[dict[str, float], float]:
+        """On the given answers, which are the same in every measurement."""
+        return Objective.measure(self.model_copy(update={"on_policy": 0.0}), policy, batches, loss)
+
+    def _draws(self, seed: int, row: int) -> bool:
+        """Whether a row's answer is drawn in a step, however rows were dealt over ranks."""
+        draw = torch.rand((), generator=torch.Generator().manual_seed((seed + row) % (1 << 63)))
+        return bool(draw < self.on_policy)
+
+
+def _rows(batch: Batch) -> list[tuple[int, str]]:
+    """The number and the note of each row of a batch."""
+    return list(zip(batch.rows, batch.notes, strict=True))
+
+
+def _question(policy: Policy, row: int, note: str) -> Question:
+    """What stands before a row's last answer."""
+    ask = ask_of(note)
+    ids = policy.codec.encode_chat(ask.messages, ask.tools, add_generation_prompt=True)
+    return Question(np.array(ids, np.int32), ask, "", row, note)
+
+
+def _without(batch: Batch, dropped: Sequence[bool]) -> Batch:
+    """The batch without the targets of some rows."""
+    of_answers = torch.tensor(dropped).repeat_interleave(torch.tensor(batch.sizes))
+    found, keep = batch.targets, ~of_answers.to(batch.tokens.device)[batch.targets.row]
+    parts = (found.source, found.token, found.row, found.weight)
+    return replace(batch, targets=Targets(*(part[keep] for part in parts)))
+
+
+def _figures(policy: Policy, groups: Sequence[Group]) -> dict[str, float]:
+    """Of the answers that all ranks drew; nothing where they drew none."""
+    names = ("length", "cut", "empty")
+    means = everywhere(torch.stack([column(groups, name) for name in names], dim=1), policy.ranks)
+    return dict(zip(names, means.mean(dim=0).tolist(), strict=True)) if len(means) else {}
