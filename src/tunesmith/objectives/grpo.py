@@ -4,6 +4,7 @@
     r_t   = p(token_t) / p_old(token_t)
     loss  = mean over answers of  Σ_t w ( - min(r_t A, clip(r_t, 1 - low, 1 + high) A) + beta * k3_t )
     k3_t  = p_ref / p - log(p_ref / p) - 1                        an estimate of the KL divergence that is never below 0
+            times r_t where `kl` is unbiased: its gradient is then right too (DeepSeek-V3.2, arXiv:2512.02556)
 
     normalise  answer    w = 1 / tokens of the answer             GRPO: short answers weigh more per token
                token     w = answers / tokens of the update       DAPO (arXiv:2503.14476): each token the same
@@ -18,12 +19,13 @@ can be checked, being held to the reference has shown no gain (DAPO, Dr. GRPO), 
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
+from tunesmith.core.problem import Problem
 from tunesmith.models.forest import Batch, by_row
 from tunesmith.models.policy import Policy, Ranks
 from tunesmith.objectives import Losses
@@ -47,6 +49,18 @@ class Grpo(PolicyGradient):
     """Whether each token has a ratio to the time it was drawn, or the answer has one for all of them."""
     beta: Annotated[float, Field(ge=0)] = 0.0
     """How strongly the model is held to the reference; 0 leaves it free, 0.04 is the value of the first paper."""
+    kl: Literal["unbiased", "plain"] = "unbiased"
+    """How the distance to the reference is estimated: weighed by each token's ratio, so that its gradient is that of
+    the KL divergence, or as in the first paper."""
+
+    @model_validator(mode="after")
+    def _kl_has_effect(self) -> Self:
+        if self.kl == "plain" and self.beta == 0:
+            problem = Problem(
+                "kl", "is plain, and with beta 0 there is no such term", "Set beta above 0, or take it out"
+            )
+            raise ValueError(problem) from problem
+        return self
 
     def advantages(self, rewards: Tensor, ranks: Ranks) -> Tensor:
         lead = rewards - rewards.mean(dim=1, keepdim=True)
@@ -54,8 +68,10 @@ class Grpo(PolicyGradient):
         lead = lead.masked_fill(equal, 0.0)  # a mean of equal numbers may miss them by a rounding
         if self.scale == "none":
             return lead
-        by_group = self.scale == "std"
-        return lead / ((rewards.std(dim=1, keepdim=True) if by_group else everywhere(rewards, ranks).std()) + LEAST_STD)
+        if self.scale == "batch":
+            return lead / (everywhere(rewards, ranks).std() + LEAST_STD)
+        std = (lead.square().sum(dim=1, keepdim=True) / (self.answers - 1)).sqrt()
+        return lead / (std + LEAST_STD)
 
     def shares(self, batch: Batch, answers: float, tokens: float) -> Tensor:
         lengths = batch.extras["length"]
@@ -66,17 +82,15 @@ class Grpo(PolicyGradient):
 
     def loss(self, policy: Policy, batch: Batch) -> Losses:
         own, row = policy.logprobs(batch), batch.targets.row
-        change = own - batch.extras.get("old", own.detach())
-        if self.ratio == "sequence":
-            change = token_means(batch, change)[row]
-        ratio, gain = change.exp(), batch.extras["advantage"][row]
+        moved = own - batch.extras.get("old", own.detach())
+        ratio = (token_means(batch, moved)[row] if self.ratio == "sequence" else moved).exp()
+        gain = batch.extras["advantage"][row]
         held = ratio.clamp(1 - self.clip_low, 1 + self.clip_high)
         loss = -torch.minimum(ratio * gain, held * gain)
-        clipped = ((ratio * gain) > (held * gain)).float()
-        figures = {"entropy": -own, "clipped": clipped}
+        figures = {"entropy": -own, "clipped": ((ratio * gain) > (held * gain)).float()}
         if self.beta:
             apart = batch.extras["reference"] - own
             figures["kl"] = apart.exp() - apart - 1
-            loss = loss + self.beta * figures["kl"]
+            loss = loss + self.beta * figures["kl"] * (moved.exp() if self.kl == "unbiased" else 1)
         told = {name: token_means(batch, value.detach()).sum() for name, value in figures.items()}
         return (by_row(batch, loss) * batch.extras["share"]).sum(), told
