@@ -8,26 +8,30 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar, cast
 
 import numpy as np
 
 from tunesmith.core.problem import Problem
-from tunesmith.core.records import Chat, Preference, Record, Text
+from tunesmith.core.records import Chat, Labelled, Preference, Rated, Record, Related, Tagged, Text
 from tunesmith.core.rows import TokenRow
 from tunesmith.data.encode import Rules
 from tunesmith.data.report import Rejected
 from tunesmith.data.tokenizer import Codec
 from tunesmith.evaluate.answers import Question, question
+from tunesmith.evaluate.judged import Numbers, OneLabel, SeveralLabels, Tags
 from tunesmith.evaluate.labels import LabelRows, label_row, label_set, prompt_text
 from tunesmith.evaluate.material import Material
 from tunesmith.evaluate.metrics import Metric
+from tunesmith.evaluate.rated import RatedAnswers
+from tunesmith.evaluate.related import NearTexts, ScoredPairs
 from tunesmith.evaluate.scoring import Progress
 from tunesmith.evaluate.settings import Settings
 from tunesmith.evaluate.tasks import Generated, Labels, Pairs, Perplexity, Task, case_of, encoded, left_out
 from tunesmith.generate.engines.local import Local
-from tunesmith.models.heads import HeadSpec
+from tunesmith.models.heads import KINDS, HeadSpec
+from tunesmith.models.pooling import Pooling
 
 T = TypeVar("T")
 FEW_VALUES = 20
@@ -57,13 +61,17 @@ class Chooser:
         if self.head.kind == "lm":
             found += self._texts(kinds[Text])
             found += self._chats(cast("list[Chat]", kinds[Chat]), material)
-        found += self._pairs(kinds[Preference])
+        if self.head.kind in ("lm", "score") and not self.head.labels:
+            found += self._pairs(kinds[Preference])
+            found += self._rated(cast("list[Rated]", kinds[Rated]))
+        found += self._judged([*kinds[Labelled], *kinds[Tagged]], material)
+        found += self._related(cast("list[Related]", kinds[Related]))
         if not found:
             names = ", ".join(sorted({type(record).__name__ for record in material.records}))
             raise Problem(
                 "data",
                 f"a model with a {self.head.kind} head is not measured on {names} rows",
-                "Give texts, chats, labelled texts or preferences" if self.head.kind == "lm" else "Give preferences",
+                _GIVE[self.head.kind],
             )
         return found
 
@@ -108,6 +116,63 @@ class Chooser:
             return []
         rows, cases, notes = encoded(records, self.codec, self._rules(Preference), case_of)
         return [Pairs(cases, notes, _some(rows, notes), self.head.kind)]
+
+    def _rated(self, records: Sequence[Rated]) -> list[Task]:
+        """The task of rated answers.
+
+        Raises:
+            Problem: they are all good, or all bad.
+        """
+        if not records:
+            return []
+        rows, cases, notes = encoded(records, self.codec, self._rules(Rated), case_of)
+        if len({row.values for row in _some(rows, notes)}) == 1:
+            kind = "good" if records[0].good else "bad"
+            raise Problem(
+                "data", f"all {len(rows):,} rated answers are {kind}", "Give some of the other kind beside them"
+            )
+        return [RatedAnswers(cases, notes, rows, self.head.kind)]
+
+    def _related(self, records: Sequence[Related]) -> list[Task]:
+        """Pairs with scores, and rows with near texts, where the model has vectors or one score for them."""
+        if not records or self.head.kind not in ("states", "score") or self.head.labels:
+            return []
+        pooling = self._pooling()
+        rules = replace(self._rules(Related), apart=pooling is not None, grades="any")
+        pairs = [record for record in records if len(record.others) == 1]
+        scored = pairs if len({record.grades for record in pairs}) > 1 else []
+        near = [record for record in records if max(record.grades) > 0 and not (scored and len(record.others) == 1)]
+        near = [record for record in near if pooling is not None or len(set(record.grades)) > 1]
+        found: list[Task] = []
+        for kind, chosen in ((ScoredPairs, scored), (NearTexts, near)):
+            if chosen:
+                rows, cases, notes = encoded(chosen, self.codec, rules, case_of)
+                found.append(kind(cases, notes, _some(rows, notes), pooling))
+        return found
+
+    def _pooling(self) -> Pooling | None:
+        """How vectors are made; None for a model that scores instead.
+
+        Raises:
+            Problem: in a way that is not known here.
+        """
+        if self.head.pooling == "other":
+            what = "its files say that it makes vectors in a way that is not known here"
+            raise Problem("model", what, "Known: mean, last and cls, without further layers")
+        return (self.head.pooling or "mean") if self.head.kind == "states" else None
+
+    def _judged(self, records: Sequence[Record], material: Material) -> list[Task]:
+        """What a head for labels, numbers or tags makes of the rows that it is for."""
+        kind: type[Record] = Tagged if self.head.kind == "tags" else Labelled
+        own = [record for record in records if isinstance(record, kind)]
+        if not own or self.head.kind not in KINDS:
+            return []
+        rules = replace(self._rules(kind), labels=self.head.labels, several=self.head.several)
+        rules = replace(rules, number=kind is Labelled and not self.head.labels)
+        rows, cases, notes = encoded(own, self.codec, rules, case_of)
+        notes = (*([f"{len(rules.labels)} labels: {', '.join(rules.labels[:20])}"] if rules.labels else ()), *notes)
+        task = Tags if kind is Tagged else Numbers if rules.number else SeveralLabels if rules.several else OneLabel
+        return [task(cases, notes, _some(rows, notes), rules.labels, judged_training(material, kind))]
 
     def _generated(self, chats: Sequence[Chat]) -> Task:
         asked = [(chat, found) for chat in chats if (found := question(chat)) is not None]
@@ -167,7 +232,27 @@ class Chooser:
         return len(self.codec.encode_chat(one.ask.messages, one.ask.tools, add_generation_prompt=True))
 
 
-_KINDS: tuple[type[Record], ...] = (Text, Chat, Preference)
+_KINDS: tuple[type[Record], ...] = (Text, Chat, Preference, Rated, Labelled, Tagged, Related)
+
+
+_GIVE = {
+    "lm": "Give texts, chats, labelled texts, preferences or rated answers",
+    "score": "Give labelled texts, preferences, rated answers or related texts, as it has learned them",
+    "tags": "Give words with tags",
+    "states": "Give related texts",
+}
+"""What a model with each kind of head is measured on, for a hint."""
+
+
+def judged_training(material: Material, kind: type[Record]) -> tuple[tuple[str, tuple[str, ...]], ...]:
+    """The training rows with labels, as far as they are known: a text and what is right for it."""
+    found: list[tuple[str, tuple[str, ...]]] = []
+    for record in material.training():
+        if isinstance(record, Labelled) and kind is Labelled and record.labels:
+            found.append((record.text, record.labels))
+        if isinstance(record, Tagged) and kind is Tagged:
+            found.append((" ".join(record.words), record.tags))
+    return tuple(found)
 
 
 def _asked(records: Sequence[Record]) -> list[Chat]:

@@ -47,17 +47,25 @@ class Material:
 
 
 def from_specs(
-    specs: Sequence[DataSpec], training: Sequence[DataSpec], base: Path, home: Path, max_rows: int, seed: int
+    specs: Sequence[DataSpec],
+    training: Sequence[DataSpec],
+    base: Path,
+    home: Path,
+    max_rows: int,
+    seed: int,
+    *,
+    answered: bool = True,
 ) -> Material:
     """Records of data that is named; training: data that the model learned from, for baselines.
 
-    base: what relative paths of `specs` start from; home: those of `training`.
+    base: what relative paths of `specs` start from; home: those of `training`; answered: whether the model writes
+    answers, so that texts with labels are asked about.
 
     Raises:
         Problem: nothing there, or no row of it can be used.
     """
     sources = [source for spec in specs for source in open_source(spec, base)]
-    reader = Reader(sources)
+    reader = Reader(sources, answered)
     records = reader.sample(max_rows, seed)
     if not records:
         raise Problem(
@@ -66,14 +74,16 @@ def from_specs(
 
     def learned() -> list[Record]:
         known = [source for spec in training for source in open_source(spec, home)]
-        return list(islice(Reader(known).records(), MAX_TRAINING))
+        return list(islice(Reader(known, answered).records(), MAX_TRAINING))
 
     prints = {source.spec.path: source.fingerprint() for source in sources}
     return Material(tuple(records), reader.labelled, learned, prints, tuple(reader.notes()))
 
 
-def from_run(run: Run, rules: Rules, codec: Codec, base: Path, progress: Progress) -> Material:
-    """The validation rows of a run, by the same split as in training.
+def from_run(
+    run: Run, rules: Rules, codec: Codec, base: Path, progress: Progress, *, answered: bool = True
+) -> Material:
+    """The validation rows of a run, by the same split as in training; answered: as in `from_specs`.
 
     Raises:
         Problem: the run's data cannot be read any more, or nothing was set aside.
@@ -87,13 +97,13 @@ def from_run(run: Run, rules: Rules, codec: Codec, base: Path, progress: Progres
         )
     learned = [source for spec in run.data for source in open_source(spec, base)]
     apart = [source for spec in run.validation.data for source in open_source(spec, base)]
-    reader = Reader(apart or learned)
+    reader = Reader(apart or learned, answered)
     records = tuple(reader.at(_places(prepared.validation)))
     reader.kept = reader.seen  # rows that are not at these places were learned from, not left out
 
     def training() -> list[Record]:
         rows = prepared.train
-        return Reader(learned).at(_places(rows.view(sample(rows.keys, MAX_TRAINING))))
+        return Reader(learned, answered).at(_places(rows.view(sample(rows.keys, MAX_TRAINING))))
 
     prints = {name: prepared.fingerprints[name] for name in ("data", "validation")}
     return Material(records, reader.labelled, training, prints, tuple(reader.notes()))
@@ -106,8 +116,9 @@ def _places(rows: TokenStore) -> set[Place]:
 class Reader:
     """Reads records from sources, in the kind that is measured, and keeps account of what it leaves out."""
 
-    def __init__(self, sources: Sequence[Source]) -> None:
+    def __init__(self, sources: Sequence[Source], answered: bool = True) -> None:
         self.sources = sources
+        self.answered = answered
         self.rejected: Counter[str] = Counter()
         self.seen = 0
         self.kept = 0
@@ -129,7 +140,7 @@ class Reader:
                     self._reject(found, source.spec)
                 else:
                     self.seen += 1
-                    yield measured_kind(found, source.spec)
+                    yield measured_kind(found, source.spec) if self.answered else found
 
     def sample(self, max_rows: int, seed: int) -> list[Record]:
         """At most so many records, drawn evenly from all (Vitter's reservoir), in their order."""

@@ -85,12 +85,14 @@ class Subject:
             specs = [self._like_run(spec) for spec in data]
             training = self.settings.training or (self.run.data if self.run else ())
             home = base if self.settings.training else self._home(base)
-            return from_specs(specs, training, base, home, self.settings.max_rows, self.settings.seed)
+            seen, seed = self.settings.max_rows, self.settings.seed
+            return from_specs(specs, training, base, home, seen, seed, answered=self.head.kind == "lm")
         if self.run is None or self.rules is None:
             raise Problem(
                 self.target, "is no run, so it has no validation rows", "Name data to measure on: --data FILE"
             )
-        return from_run(self.run, self.rules, codec, self._home(base), listen)
+        home, answered = self._home(base), self.head.kind == "lm"
+        return from_run(self.run, self.rules, codec, home, listen, answered=answered)
 
     def each(self, measure: Callable[[str, Opened], None]) -> None:
         """Give each model to `measure`, with its column; base first, and only one base in memory at a time."""

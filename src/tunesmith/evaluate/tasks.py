@@ -3,6 +3,10 @@
     Text        perplexity
     Chat        perplexity of the answers; labels, where the answers are few; generated answers, where asked for
     Preference  how often the better answer is put first
+    Rated       how well good answers are told from bad ones (`rated.py`)
+    Labelled    by a head for labels or a number: accuracy, F1, correlations (`judged.py`)
+    Tagged      by a head for tags: F1 of names, accuracy of words
+    Related     how well texts beside each other are ordered (`related.py`)
 
 A task holds its rows as tokens, made once, and measures one model after the other on them.
 """
@@ -14,7 +18,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from tunesmith.core.records import Chat, Preference, Record, Text
+from tunesmith.core.records import Chat, Labelled, Preference, Rated, Record, Related, Tagged, Text
 from tunesmith.core.rows import TokenRow
 from tunesmith.data.encode import Rules, encode
 from tunesmith.data.report import Rejected
@@ -172,4 +176,14 @@ def case_of(record: Record) -> Case:
         return Case(place, prompt_text(record.prompt), f"better: {better}\n\nworse: {worse}")
     if isinstance(record, Chat) and record.messages:
         return Case(place, prompt_text(record.messages[:-1]), record.messages[-1].content)
+    if isinstance(record, Rated):
+        said = "good" if record.good else "bad"
+        return Case(place, prompt_text(record.prompt), f"{said}: {prompt_text(record.answer)}")
+    if isinstance(record, Related):
+        texts = [f"{grade:g}: {text}" for grade, text in zip(record.grades, record.others, strict=True)]
+        return Case(place, record.query, "\n\n".join(texts))
+    if isinstance(record, Labelled):
+        return Case(place, record.text, record.label)
+    if isinstance(record, Tagged):
+        return Case(place, " ".join(record.words), " ".join(record.tags))
     return Case(place, "", "")
