@@ -163,19 +163,24 @@ def _frame(tokenizer: Tokenizer) -> tuple[tuple[int, ...], tuple[int, ...]]:
     return (), ()
 
 
-def pair_middle(parts: CodecParts) -> tuple[int, ...]:
-    """The ids that the tokenizer puts between the two texts of a pair.
+def pair_frame(parts: CodecParts) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
+    """The ids that the tokenizer puts before, between and after the two texts of a pair.
 
     Where the configuration sets another frame than tokenizer.json, the texts stand in that one after the other.
     """
     tokenizer = read_tokenizer(parts.tokenizer, "tokenizer")
-    prefix, suffix = _frame(tokenizer)
-    if (prefix, suffix) != (parts.prefix, parts.suffix):
-        return (*parts.suffix, *parts.prefix)
+    if _frame(tokenizer) != (parts.prefix, parts.suffix):
+        return parts.prefix, (*parts.suffix, *parts.prefix), parts.suffix
     bare = tokenizer.encode("a", add_special_tokens=False).ids
-    rest = tokenizer.encode("a", "a", add_special_tokens=True).ids[len(prefix) + len(bare) :]
-    starts = range(len(rest) - len(bare) + 1)
-    return next((tuple(rest[:start]) for start in starts if rest[start : start + len(bare)] == bare), ())
+    full = tokenizer.encode("a", "a", add_special_tokens=True).ids
+    starts = [at for at in range(len(full) - len(bare) + 1) if full[at : at + len(bare)] == bare]
+    first, second = starts[0], starts[-1]
+    return tuple(full[:first]), tuple(full[first + len(bare) : second]), tuple(full[second + len(bare) :])
+
+
+def second_type(parts: CodecParts) -> int:
+    """The type that the tokenizer gives the tokens of a pair's second text; 0 where it tells the two apart by none."""
+    return read_tokenizer(parts.tokenizer, "tokenizer").encode("a", "a", add_special_tokens=True).type_ids[-1]
 
 
 def _configured_bos(

@@ -57,9 +57,10 @@ def cut_framed(row: TokenRow, size: int, codec: Codec, what: str) -> TokenRow:
     Raises:
         NoMask: a text has no room at all; `what` says how long the row is.
     """
-    end = len(codec.parts.suffix)
+    pair = row.branches and len(row.trunk)
+    before, end = (0, len(codec.pair_frame[2])) if pair else (len(codec.parts.prefix), len(codec.parts.suffix))
     room = size - len(row.trunk) if row.branches else size
-    if room <= end + (0 if row.branches and len(row.trunk) else len(codec.parts.prefix)):
+    if room <= before + end:
         raise NoMask("too long", f"{what}; no room is left for the text")
     if row.branches:
         branches = tuple(_cut(branch, room, end) for branch in row.branches)
@@ -122,10 +123,10 @@ def _related(record: Related, codec: Codec, rules: Rules) -> TokenRow:
     if rules.apart:
         texts = tuple(_text(codec, text) for text in (record.query, *record.others))
         return TokenRow(_piece(()), texts, values=(0.0, *record.grades))
-    asked = _text(codec, record.query).tokens.tolist()
-    trunk = asked[: len(asked) - len(codec.parts.suffix)] + list(codec.between)
-    branches = [_text(codec, text).tokens[len(codec.parts.prefix) :] for text in record.others]
-    return TokenRow(_piece(trunk), tuple(_piece(branch) for branch in branches), values=record.grades)
+    before, between, after = codec.pair_frame
+    trunk = _piece([*before, *_ids(codec, record.query), *between])
+    branches = tuple(_piece([*_ids(codec, text), *after]) for text in record.others)
+    return TokenRow(trunk, branches, values=record.grades)
 
 
 FRAMED: Mapping[type[Record], Callable[[Any, Codec, Rules], TokenRow]] = {
@@ -137,10 +138,13 @@ FRAMED: Mapping[type[Record], Callable[[Any, Codec, Rules], TokenRow]] = {
 
 
 def _text(codec: Codec, text: str) -> Piece:
-    ids = codec.encode_framed(text)
-    if len(ids) == len(codec.parts.prefix) + len(codec.parts.suffix):
+    return _piece([*codec.parts.prefix, *_ids(codec, text), *codec.parts.suffix])
+
+
+def _ids(codec: Codec, text: str) -> list[int]:
+    if not (ids := codec.encode_text(text)):
         raise NoMask("empty", "a text is empty")
-    return _piece(ids)
+    return ids
 
 
 def _piece(tokens: Any) -> Piece:

@@ -26,7 +26,7 @@ from tokenizers import Tokenizer
 
 from tunesmith.core.problem import Problem
 from tunesmith.core.records import Message
-from tunesmith.data.codec_parts import CodecParts, pair_middle, parts_of, parts_of_folder, read_tokenizer
+from tunesmith.data.codec_parts import CodecParts, pair_frame, parts_of, parts_of_folder, read_tokenizer, second_type
 from tunesmith.data.template import RESERVED, Rendered, Template, TemplateRefusal
 
 THINKING = ("<think>", "</think>")
@@ -174,9 +174,14 @@ class Codec:
         return [*prefix, *encoding.ids, *self.parts.suffix], [len(prefix) + int(at) for at in last if len(encoding)]
 
     @cached_property
-    def between(self) -> tuple[int, ...]:
-        """The ids that the tokenizer puts between the two texts of a pair."""
-        return pair_middle(self.parts)
+    def pair_frame(self) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
+        """The ids that the tokenizer puts before, between and after the two texts of a pair."""
+        return pair_frame(self.parts)
+
+    @cached_property
+    def second_type(self) -> int:
+        """The type of the tokens of a pair's second text, for encoders."""
+        return second_type(self.parts)
 
     def encode_chat(
         self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] = (), add_generation_prompt: bool = False
