@@ -19,6 +19,7 @@ from tunesmith.core.rows import Piece, TokenRow
 from tunesmith.data.store import TokenStore, block_of, content_key
 from tunesmith.data.strangers import strangers
 from tunesmith.methods.lora import Lora
+from tunesmith.models.attention import NAME
 from tunesmith.models.forest import Batch, by_row, keep, plant
 from tunesmith.models.policy import Policy
 from tunesmith.objectives import Objective
@@ -215,6 +216,23 @@ class TestStrangers:
 
 def long_prompt(length: int) -> tuple[Any, Any]:
     return np.full(length, 9, np.int32), np.zeros(length, np.float32)
+
+
+@pytest.mark.parametrize("name", ["dpo", "orpo", "simpo", "cpo", "kto", "bco"])
+def test_over_a_forest_and_over_padded_rows_it_is_the_same(name: str) -> None:
+    rows = tiny.rated_rows(4) if name in ("kto", "bco") else tiny.pair_rows(4)
+    told = []
+    for forest in (True, False):
+        policy = policy_of()
+        policy.forest = forest
+        policy.model.set_attn_implementation(NAME if forest else "eager")
+        (batch,) = objective_of(name).round(policy, [plant(rows)], seed=0).groups[0]
+        loss, _ = objective_of(name).loss(policy, batch)
+        loss.backward()
+        gradients = [weight.grad for weight in policy.trained.parameters() if weight.grad is not None]
+        told.append((loss.item(), torch.cat([gradient.flatten() for gradient in gradients])))
+    assert told[0][0] == pytest.approx(told[1][0], rel=1e-5)
+    assert torch.allclose(told[0][1], told[1][1], atol=1e-5 * float(told[1][1].abs().max()))
 
 
 @pytest.mark.parametrize("answers", [[0], [1, 4], [0, 2, 3, 4, 5], [6]])
