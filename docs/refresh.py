@@ -40,7 +40,7 @@ import yaml  # noqa: E402
 
 from tunesmith import builtin  # noqa: E402
 from tunesmith.cli.manual import Manual, Option  # noqa: E402
-from tunesmith.core.events import read_events  # noqa: E402
+from tunesmith.core.events import Event, read_events  # noqa: E402
 from tunesmith.core.plugins import find  # noqa: E402
 
 WIDTH = 100
@@ -54,6 +54,16 @@ DEMO = re.compile(r"(<!-- demo output -->\n).*?(<!-- /demo output -->)", re.DOTA
 TUTORIALS = (DOCS / "en" / "tutorial.md", DOCS / "zh" / "tutorial.md")
 RESULTS = (DOCS / "results.md", DOCS / "results.zh.md")
 READMES = (ROOT / "README.md", ROOT / "README.zh.md")
+CURVE = {"loss": "loss", "accuracy": "accuracy"}
+ONLINE_CURVE = {
+    "reward": "reward",
+    "length": "tokens an answer",
+    "drawn_reward": "reward while training",
+    "drawn_kl": "KL, nats a token",
+    "drawn_kl_answer": "KL, nats an answer",
+    "drawn_entropy": "entropy",
+}
+"""What a table of a run's course shows, by the name in its events."""
 HEADS = {
     "en": ("option", "what it may be", "default", "help"),
     "zh": ("选项", "取值", "默认", "说明"),
@@ -397,14 +407,31 @@ def result(name: str) -> str:
     run = ROOT / "runs" / name
     (DOCS / "images").mkdir(exist_ok=True)
     shutil.copyfile(run / "plots" / "loss.png", DOCS / "images" / f"{name}.png")
-    measured = [event for event in read_events(run / "events.jsonl") if event.kind == "validate"]
-    rows = [f"| {event.step:,} | {event.values['loss']:.3f} |" for event in measured]
+    curve = curve_of(list(read_events(run / "events.jsonl")))
     with tempfile.TemporaryDirectory(prefix="tunesmith-docs-") as folder:
         session = Session(Path(folder))
         session.folder = ROOT
         told = session.do(Step(f"tunesmith evaluate runs/{name}"))
-    curve = "\n".join(["| step | loss |", "| ---: | ---: |", *rows])
     return f"![{name}](images/{name}.png)\n\n{curve}\n\n{shown(f'tunesmith evaluate runs/{name}', told)}"
+
+
+def curve_of(events: list[Event]) -> str:
+    """The validation figures of a run as a table; of one that learns from its own answers with those of the step."""
+    told: dict[int, dict[str, float]] = {}
+    for event in events:
+        if event.kind in ("step", "validate"):
+            known = {f"drawn_{key}": value for key, value in event.values.items()} if event.kind == "step" else {}
+            told.setdefault(event.step, {}).update(known or event.values)
+    measured = {step: figures for step, figures in told.items() if "best" in figures}
+    online = any("reward" in figures for figures in measured.values())
+    names = ONLINE_CURVE if online else CURVE
+    shown_names = [name for name in names if any(name in figures for figures in measured.values())]
+    head = ["step", *(names[name] for name in shown_names)]
+    rows = [
+        [f"{step:,}", *(f"{figures[name]:.3f}" if name in figures else "" for name in shown_names)]
+        for step, figures in measured.items()
+    ]
+    return "\n".join(f"| {' | '.join(row)} |" for row in [head, ["---:"] * len(head), *rows])
 
 
 def outdated() -> Iterator[tuple[Path, str]]:

@@ -1,4 +1,7 @@
-"""The plot of a run: loss and validation loss, learning rate and gradient norm, as one PNG."""
+"""The plot of a run as one PNG: loss and validation loss, learning rate and gradient norm.
+
+Of a run that learns from its own answers: their reward, how far it is from the reference, how long they are.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +16,9 @@ from tunesmith.train.listeners import Hears, Listener
 
 WINDOW = 0.04
 """Share of the run that the smoothed curve averages over: little lag on short runs, little noise on long ones."""
+SUPERVISED = {"lr": "learning rate", "grad_norm": "gradient norm"}
+ONLINE = {"kl": "KL to the reference, nats a token", "entropy": "entropy, nats a token", "length": "tokens an answer"}
+"""What is drawn below, the first two that a run tells, each with its label."""
 INK, CURVE, ACCENT, FAINT = "#1f2933", "#2f6fab", "#d1632a", "#c8d3dd"
 
 
@@ -56,39 +62,48 @@ def smoothed(values: Sequence[float]) -> list[float]:
 def _picture(steps: list[Event], validations: list[Event]) -> bytes:
     from matplotlib.figure import Figure
 
+    online = "reward" in steps[0].values
+    told = {name: label for name, label in (ONLINE if online else SUPERVISED).items() if name in steps[0].values}
     figure = Figure(figsize=(9, 6.4), layout="constrained")
-    top, lr, norm = figure.subplot_mosaic([["loss", "loss"], ["lr", "norm"]], height_ratios=[2.2, 1]).values()
-    _loss(top, steps, validations)
-    _line(lr, steps, "lr", "learning rate")
-    _line(norm, steps, "grad_norm", "gradient norm")
+    top, *below = figure.subplot_mosaic([["top", "top"], ["left", "right"]], height_ratios=[2.2, 1]).values()
+    _course(top, steps, validations, "reward" if online else "loss")
+    for axes, (name, label) in zip(below, told.items(), strict=False):
+        _line(axes, steps, name, label)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=130)
     return buffer.getvalue()
 
 
-def _loss(axes: Any, steps: list[Event], validations: list[Event]) -> None:
-    numbers, losses = [event.step for event in steps], [event.values["loss"] for event in steps]
-    axes.plot(numbers, losses, color=FAINT, linewidth=1, label="each step")
-    axes.plot(numbers, smoothed(losses), color=CURVE, linewidth=1.8, label="training loss, smoothed")
+def _course(axes: Any, steps: list[Event], validations: list[Event], name: str) -> None:
+    """What is learned, `loss` or `reward`, while training and on validation rows."""
+    numbers, found = _values(steps, name)
+    axes.plot(numbers, found, color=FAINT, linewidth=1, label="each step")
+    axes.plot(numbers, smoothed(found), color=CURVE, linewidth=1.8, label=f"training {name}, smoothed")
     if validations:
-        where, found = [event.step for event in validations], [event.values["loss"] for event in validations]
-        axes.plot(where, found, "o-", color=ACCENT, markersize=4, label="validation loss")
-        lowest = min(range(len(found)), key=found.__getitem__)
+        where, found = _values(validations, name)
+        axes.plot(where, found, "o-", color=ACCENT, markersize=4, label=f"validation {name}")
+        best, word = (min(found), "lowest") if name == "loss" else (max(found), "highest")
+        at = found.index(best)
         axes.annotate(
-            f"lowest {found[lowest]:.3f}",
-            (where[lowest], found[lowest]),
+            f"{word} {best:.3f}",
+            (where[at], best),
             textcoords="offset points",
             xytext=(0, 9),
-            ha="right" if lowest else "left",
+            ha="right" if at else "left",
             color=ACCENT,
         )
-    axes.set(xlabel="step", ylabel="loss")
+    axes.set(xlabel="step", ylabel=name)
     axes.legend(frameon=False)
     _plain(axes)
 
 
+def _values(events: list[Event], name: str) -> tuple[list[int], list[float]]:
+    """The steps of events and their figure of a name."""
+    return [event.step for event in events], [event.values[name] for event in events]
+
+
 def _line(axes: Any, steps: list[Event], name: str, label: str) -> None:
-    axes.plot([event.step for event in steps], [event.values[name] for event in steps], color=CURVE, linewidth=1.4)
+    axes.plot(*_values(steps, name), color=CURVE, linewidth=1.4)
     axes.set(xlabel="step", ylabel=label)
     _plain(axes)
 
