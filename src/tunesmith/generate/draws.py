@@ -42,9 +42,9 @@ def processors(sampling: Sampling, indexes: Sequence[int], device: torch.device)
         parts.append(TopKLogitsWarper(sampling.top_k))
     if sampling.top_p < 1:
         parts.append(TopPLogitsWarper(sampling.top_p))
-    return LogitsProcessorList([*parts, Race([_mixed(sampling.seed, index) for index in indexes], device)])
+    return LogitsProcessorList([*parts, Race([seed_of(sampling.seed, index) for index in indexes], device)])
 
 
-def _mixed(seed: int, index: int) -> int:
+def seed_of(seed: int, index: int) -> int:
     """A seed for each answer of a call, far from those of neighbouring calls."""
     return (seed * 1_000_003 + index) % (1 << 63)

@@ -21,6 +21,8 @@ from transformers import PreTrainedModel
 
 from tunesmith.models.twin import twin
 
+FROM_THE_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
+"""Starts of LoRA that take something out of the base's weights, by how PEFT's names of them begin."""
 NO_ADAPTER = "__base__"
 """What PEFT calls a row without an adapter."""
 

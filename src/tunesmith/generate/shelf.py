@@ -28,7 +28,7 @@ from tunesmith.core.run import ModelSpec
 from tunesmith.generate.batches import Job
 from tunesmith.generate.engines import Answer, Answers, Ask
 from tunesmith.generate.engines.local import LocalAnswers
-from tunesmith.generate.loras import Loras, sum_refused
+from tunesmith.generate.loras import FROM_THE_BASE, Loras, sum_refused
 from tunesmith.generate.moment import BASE, Moment, Names, Replaced, Shared, Shelved, Worn, names_of, not_added
 from tunesmith.generate.opened import ADAPTER_FILE, DOES, put_on
 from tunesmith.generate.sampling import Sampling
@@ -36,9 +36,6 @@ from tunesmith.methods._own import CONFIG, saved_method
 from tunesmith.models.load import Loaded, fingerprint, load, load_codec, skeleton
 from tunesmith.models.source import Found, find, head_of, read_json
 from tunesmith.models.twin import twin
-
-FROM_THE_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
-"""Starts of LoRA for which PEFT changes the base's weights when such an adapter is loaded."""
 
 
 class Shelf(Answers):

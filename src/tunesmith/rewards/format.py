@@ -65,7 +65,7 @@ class Format(Rule):
             return regex.fullmatch(pattern, text, regex.DOTALL, timeout=self.seconds) is not None
         except TimeoutError as error:
             what = f"takes more than {self.seconds:g} seconds for an answer of {len(text):,} characters"
-            hint = "Repeat nothing that is itself repeated, such as (a+)+"
+            hint = "Repeat nothing that can match the same text in several ways, such as (a|aa)+"
             raise Problem(f"reward format.pattern {pattern!r}", what, hint) from error
 
 

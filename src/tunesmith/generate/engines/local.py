@@ -24,18 +24,16 @@ from torch import Tensor, nn
 from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList
 from transformers.generation.streamers import BaseStreamer
 
-from tunesmith.core.problem import Problem
-from tunesmith.core.records import Text
 from tunesmith.core.run import ModelSpec
-from tunesmith.data.template import TemplateRefusal
 from tunesmith.data.tokenizer import Codec
+from tunesmith.generate.asks import answer_of, job_of
 from tunesmith.generate.batches import Job, left_padded, pack, right_padded
 from tunesmith.generate.draws import processors
 from tunesmith.generate.engines import Answer, Answers, Ask, Engine
 from tunesmith.generate.opened import open_model, quiet
 from tunesmith.generate.prefill import read_once, refused, repeated
 from tunesmith.generate.sampling import Sampling
-from tunesmith.generate.stops import Holder, StopTexts, cut
+from tunesmith.generate.stops import Holder, StopTexts
 from tunesmith.generate.stream import pull
 from tunesmith.models.ancestor import Ancestor, ancestor_of, length_of
 from tunesmith.models.encoder_decoder import start_token
@@ -118,7 +116,7 @@ class LocalAnswers(Answers):
     def drawn(self, batch: Sequence[Job], sampling: Sampling) -> Iterator[tuple[int, Answer]]:
         """Each job's index, which its draws follow from, and its answer."""
         rows = self._generate(batch, sampling).tolist()
-        return ((job.index, self._finish(job, row, sampling)) for job, row in zip(batch, rows, strict=True))
+        return ((job.index, answer_of(job, row, sampling, self.codec)) for job, row in zip(batch, rows, strict=True))
 
     def _answers(self, batches: Sequence[Sequence[Job]], sampling: Sampling) -> Iterator[Answer]:
         ready: dict[int, Answer] = {}
@@ -205,51 +203,13 @@ class LocalAnswers(Answers):
             **self._opening,
         )
 
-    def _finish(self, job: Job, tokens: list[int], sampling: Sampling) -> Answer:
-        ends = self.codec.end_tokens
-        end = next((place for place, token in enumerate(tokens) if token in ends), len(tokens))
-        before = self.codec.decode(job.lead)
-        text, stopped = cut(self.codec.decode([*job.lead, *tokens[:end]])[len(before) :], sampling.stop)
-        drawn = tokens[: end + 1]
-        if stopped:  # what follows in the row is filling, since other rows of the batch went on
-            while drawn and drawn[-1] == self.codec.pad:
-                drawn.pop()
-        return Answer(text, tuple(drawn), "stop" if stopped or end < len(tokens) else "length")
-
     def job(self, index: int, ask: Ask, sampling: Sampling) -> Job:
         """An ask as tokens.
 
         Raises:
             Problem: it leaves no room for an answer.
         """
-        where = f"prompt {index + 1}"
-        tokens = self._encode(ask, where)
-        sides = self.codec.encoder_decoder
-        room = sampling.max_tokens
-        if self.context is not None:
-            left = self.context - len(tokens)
-            room = min(room, self.context - 1 if sides and left >= 0 else left)
-        if room <= 0:
-            whole = "" if sides else " with its answer"
-            raise Problem(
-                where,
-                f"has {len(tokens):,} tokens, and the model reads {self.context:,}{whole}",
-                "Shorten it, or take a model with a longer context",
-            )
-        return Job(index, tuple(tokens), room, goes_on=isinstance(ask, Text) and not sides)
-
-    def _encode(self, ask: Ask, where: str) -> list[int]:
-        if isinstance(ask, Text):
-            if self.codec.encoder_decoder:
-                return self.codec.encode_framed(ask.text)
-            tokens = [*self.codec.parts.prefix, *self.codec.encode_text(ask.text)]
-            return tokens or [self.codec.pad]
-        try:
-            return self.codec.encode_chat(ask.messages, ask.tools, add_generation_prompt=True)
-        except TemplateRefusal as refusal:
-            raise Problem(
-                where, f"the chat template refuses it: {refusal}", "Change the chat or the template"
-            ) from refusal
+        return job_of(index, ask, sampling, self.codec, self.context)
 
     @contextmanager
     def _ready(self) -> Iterator[None]:
