@@ -62,7 +62,8 @@ class Opened:
     def policy(self) -> Policy:
         """The model as a policy, whose reference is the model without its adapter."""
         off: Callable[[], AbstractContextManager[object]] | None = self.off if self.adapted else None
-        return Policy(self.model, forest=self.loaded.verdict.forest, trained=self.trained, off=off)
+        forest = self.loaded.verdict.forest
+        return Policy(self.model, forest=forest, trained=self.trained, off=off, codec=self.codec)
 
 
 def open_model(spec: ModelSpec, head: HeadSpec = LM) -> Opened:

@@ -78,7 +78,7 @@ class Policy:
         model: the transformers model, whose modules a method may have changed in place; forest: whether it takes
         forests; trained: the module that holds the method, if that is another; off: context without the method;
         autocast: number type of products, None for that of the weights; neftune: noise alpha while training;
-        codec: its tokenizer and template, for objectives that sample; ranks: those that train together;
+        codec: its tokenizer and template, for objectives that sample and for pairs; ranks: those that train together;
         budget: tokens computed at once, for objectives that make batches of their own.
         """
         self.model = model
@@ -223,8 +223,10 @@ class Policy:
         rows = ancestor.rows(self.model, self._inputs(padded.tokens, lengths), padded.mask)
         if not reads_both_ways(self.model.config):
             return {**rows, "use_cache": False}
-        if (getattr(self.model.config, "type_vocab_size", None) or 0) > 1:
-            rows["token_type_ids"] = F.pad(_second(batch, padded.tokens.shape[1]), (ancestor.states, 0))
+        kind = 0 if self._codec is None else self._codec.second_type
+        if 0 < kind < (getattr(self.model.config, "type_vocab_size", None) or 0):
+            types = kind * _second(batch, padded.tokens.shape[1])
+            rows["token_type_ids"] = F.pad(types, (ancestor.states, 0))
         return rows
 
     def _inputs(self, tokens: Tensor, lengths: Tensor) -> dict[str, Tensor]:
