@@ -1,4 +1,4 @@
-"""Labels of a run's rows: found whole, in order; too many, too few and one-sided ones are refused."""
+"""Labels of a run's rows: found whole, in order; too many and too few are refused."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tunesmith.core.rows import Piece, TokenRow
 from tunesmith.core.run import DataSpec
 from tunesmith.data.build import Part, build_store
 from tunesmith.data.encode import Rules
-from tunesmith.data.labels import check_two_sided, find_labels, in_order
+from tunesmith.data.labels import find_labels, in_order
 from tunesmith.data.sources import open_source
 from tunesmith.data.store import TokenStore, block_of
 
@@ -91,21 +91,6 @@ def test_too_few_labels_are_refused(tmp_path: Path) -> None:
     assert "objective takes Labelled records" in refused(write(tmp_path / "rows.jsonl", {"text": "t"}))
 
 
-def ratings(*values: float) -> TokenStore:
-    piece = Piece(np.arange(3, dtype=np.int32), np.ones(3, np.float32))
-    rows = [(TokenRow(piece, (piece,), values=(value,)), Labelled("", ()).place, 0, 1) for value in values]
-    block = block_of(rows)
-    return TokenStore(block.tables, block.files)
-
-
-def test_one_sided_ratings_are_refused_with_their_count() -> None:
-    assert check_two_sided(ratings(1, 0, 1)) == (2, 1)
-    with pytest.raises(Problem, match="all 2 rated answers to learn from are good and none is bad"):
-        check_two_sided(ratings(1, 1))
-    with pytest.raises(Problem, match="all 1 rated answers to learn from are bad and none is good"):
-        check_two_sided(ratings(1, 0, 1).view(np.array([1])))
-
-
 def test_the_first_value_of_a_row_is_found_in_any_view() -> None:
     piece = Piece(np.arange(3, dtype=np.int32), np.ones(3, np.float32))
     rows = [TokenRow(piece, values=(3.0, 4.0)), TokenRow(piece), TokenRow(piece, values=(5.0,)), TokenRow(piece)]
@@ -158,4 +143,3 @@ def test_a_preference_is_two_ratings_or_one_rejected_row(tmp_path: Path) -> None
     assert len(set(store.keys.tolist())) == 1
     assert rejected == {"too long": 1}
     assert any("two rated answers" in note for note in notes)
-    assert check_two_sided(store) == (1, 1)

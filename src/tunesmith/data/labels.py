@@ -1,4 +1,4 @@
-"""What the rows of a run are labelled with: the labels to be learned, and whether ratings have two sides.
+"""What the rows of a run are labelled with.
 
 sources ─▶ every record's labels, counted ─▶ in order: by name, or by value where all are numbers
 """
@@ -17,7 +17,6 @@ from tunesmith.data.convert import conversions
 from tunesmith.data.formats import RowFault
 from tunesmith.data.report import Rejected
 from tunesmith.data.sources import Source, open_source
-from tunesmith.data.store import TokenStore
 
 MOST_LABELS = 1000
 """So many different labels are the most that a text with one label may have; beyond that they are numbers or texts."""
@@ -53,25 +52,6 @@ def in_order(labels: Iterable[str]) -> list[str]:
     if any(_number(name) is None for name in names):
         return names
     return sorted(names, key=lambda name: (_number(name) or 0.0, name))
-
-
-def check_two_sided(store: TokenStore) -> tuple[int, int]:
-    """How many rated rows are good and how many bad.
-
-    Raises:
-        Problem: all are one or the other, so that nothing can be learned from the difference.
-    """
-    ratings = store.first_values
-    good = int((ratings > 0).sum())
-    bad = len(store) - good
-    if not (good and bad):
-        side, other = ("good", "bad") if good else ("bad", "good")
-        raise Problem(
-            "data",
-            f"all {len(store):,} rated answers to learn from are {side} and none is {other}",
-            f"Add answers found {other}; preference pairs give one of each",
-        )
-    return good, bad
 
 
 def _labels(source: Source, kind: type[Record]) -> Iterable[tuple[str, ...]]:

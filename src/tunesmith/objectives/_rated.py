@@ -27,7 +27,7 @@ class OfRated(WithReference):
     unit: ClassVar[str] = "answers"
 
     def check_rows(self, rows: TokenStore) -> None:
-        good = sum(rows.row(number).values[0] > GOOD for number in range(len(rows)))
+        good = int((rows.first_values > GOOD).sum())
         if good in (0, len(rows)):
             kinds = ("good", "bad") if good else ("bad", "good")
             raise Problem(
