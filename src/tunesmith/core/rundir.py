@@ -16,7 +16,7 @@ from __future__ import annotations
 import json
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -113,7 +113,7 @@ def sync_file(path: Path) -> None:
 
 
 @contextmanager
-def held(folder: Path, busy: Problem) -> Iterator[None]:
+def held(folder: Path, busy: Problem) -> Generator[None]:
     """Hold a folder's lock (`.lock` in it) against other processes.
 
     Raises:
