@@ -39,7 +39,7 @@ def advantages(rewards: Tensor, values: Tensor, rows: Tensor, gamma: float, deca
     if len(rows) == 0:
         return torch.zeros(0, dtype=torch.float64)
     counts = torch.bincount(rows.cpu())
-    r, v = (pad_sequence(_plain(each).split(counts.tolist())) for each in (rewards, values))
+    r, v = (pad_sequence(list(_plain(each).split(counts.tolist()))) for each in (rewards, values))
     out, later, following = torch.zeros_like(r), torch.zeros_like(r[0]), torch.zeros_like(r[0])
     for step in reversed(range(len(r))):
         later = r[step] + gamma * following - v[step] + gamma * decay * later

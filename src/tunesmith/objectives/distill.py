@@ -71,6 +71,10 @@ class Distill(Drawn):
         """The divergence that the options name."""
         return Divergence(self.form, HALF if self.beta is None else self.beta, self.temperature)
 
+    @property
+    def sampled(self) -> int:
+        return self.sampling.max_tokens if self.on_policy else 0
+
     def rules(self, train: TrainSpec) -> Rules:
         return replace(super().rules(train), asked=self.on_policy > 0)
 

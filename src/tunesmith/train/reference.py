@@ -92,5 +92,7 @@ def _check_vocabulary(path: str, codec: Codec, objective: Objective) -> None:
         raise Problem(where, what, "Name a model of the same kind")
     differing = codec.vocabulary.items() ^ theirs.vocabulary.items()
     if differing:
-        what = f"is compared with {path}, whose vocabulary differs ({len({text for text, _ in differing}):,} tokens)"
+        sizes = f"{len(theirs.vocabulary):,} tokens beside {len(codec.vocabulary):,}"
+        unlike = len({text for text, _ in differing})
+        what = f"is compared with {path}, whose vocabulary differs ({sizes}, {unlike:,} of them unlike)"
         raise Problem(where, what, "Name a model with the same tokenizer")
