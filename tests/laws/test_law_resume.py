@@ -28,6 +28,9 @@ CASES: dict[str, dict[str, Any]] = {
     "pretrain": {"method": "full"},
     "dpo": {"method": {"lora": {"dropout": 0.1, "form": "dora"}}},
     "bco": {"method": {"lora": {"dropout": 0.1}}},
+    "classify": {"method": {"lora": {"dropout": 0.1}}},
+    "tag": {"method": "full"},
+    "embed": {"method": {"lora": {"dropout": 0.1}}},
     "reward": {"method": {"freeze": {"last": 1}}},
 }
 TRAIN = {
@@ -96,7 +99,10 @@ def whole(base: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Res
     return {name: train(run(base, where / name, name)) for name in CASES}
 
 
-@pytest.mark.parametrize(("objective", "step"), [("sft", 1), ("sft", 6), ("pretrain", 4), ("dpo", 4), ("reward", 2)])
+@pytest.mark.parametrize(
+    ("objective", "step"),
+    [("sft", 1), ("sft", 6), ("pretrain", 4), ("dpo", 4), ("reward", 2), ("classify", 3), ("tag", 4)],
+)
 def test_asked_to_stop_and_resumed(
     objective: str, step: int, base: Path, whole: dict[str, Result], tmp_path: Path
 ) -> None:
