@@ -206,6 +206,35 @@ def test_data_view_shows_pairs_apart(call: Call, tmp_path: Path) -> None:
     ]
 
 
+def parts(told: str) -> list[str]:
+    """The headings of the pieces of a row that was shown."""
+    return [line.partition(" (")[0] for line in told.splitlines() if line[:1].isalpha() and line.endswith(")")][1:]
+
+
+@pytest.mark.parametrize(
+    ("row", "shown", "beside"),
+    [
+        ({"question": "1 + 1?", "answer": "2 [sic]"}, ["tokens"], "2 [sic]"),
+        ({"tokens": ["in", "Rome"], "tags": ["O", "B-LOC"]}, ["tokens"], "in/O Rome/B-LOC"),
+        ({"query": "q", "pos": ["a", "b"], "neg": ["c"]}, ["text", *["text of grade 1"] * 2, "text of grade 0"], ""),
+    ],
+)
+def test_data_view_shows_what_is_judged(
+    row: dict[str, Any], shown: list[str], beside: str, call: Call, tmp_path: Path
+) -> None:
+    told = call("data", "view", rows(tmp_path, "rows.jsonl", [row]))[1]
+    assert parts(told) == shown
+    assert (f"never shown to the model\n{beside}\n" in told) is bool(beside)
+
+
+def test_data_view_shows_a_pair_as_two_ratings_where_a_run_learns_from_those(call: Call, tmp_path: Path) -> None:
+    rows(tmp_path, "pairs.jsonl", PAIRS)
+    run = {"model": "builtin:seedling", "data": "pairs.jsonl", "objective": "kto"}
+    (tmp_path / "run.yaml").write_text(json.dumps(run))
+    told = call("data", "view", "--run", "run.yaml")[1]
+    assert parts(told) == ["prompt", "answer, found good", "prompt", "answer, found bad"]
+
+
 def test_data_view_shows_what_a_run_cuts(call: Call, tmp_path: Path) -> None:
     rows(tmp_path, "rows.jsonl", [{"instruction": "Count.", "output": "one two three four five six seven eight"}])
     run = {"model": "builtin:seedling", "data": "rows.jsonl", "train": {"max_tokens": 24, "over_long": "truncate"}}

@@ -7,12 +7,15 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import made_codecs
 import pytest
 
 from tunesmith.core.plugins import build, names
 from tunesmith.core.records import Chat, Labelled, Message, Preference, Prompt, Rated, Record, Related, Tagged, Text
 from tunesmith.core.run import DataSpec
+from tunesmith.data.build import Part, build_store
 from tunesmith.data.convert import convert
+from tunesmith.data.encode import Rules
 from tunesmith.data.formats import Format, RowFault
 from tunesmith.data.report import Rejected
 from tunesmith.data.sources import open_source
@@ -302,6 +305,19 @@ def test_gsm8k_is_prompts_with_keys_and_chats(shared_data: Path) -> None:
     ]
     assert [convert(record, Chat, spec) for record in prompts] == chats
     assert [convert(record, Prompt, spec) for record in chats] == prompts
+
+
+@pytest.mark.parametrize(("kind", "note"), [(Chat, "taught as its answer"), (Prompt, None), (Labelled, "is its label")])
+def test_gsm8k_becomes_what_the_run_takes(
+    shared_data: Path, tmp_path: Path, kind: type[Record], note: str | None
+) -> None:
+    spec = DataSpec(path=str(shared_data / "sft" / "gsm8k_train_1000.jsonl"), limit=20)
+    parts = [Part(source, 0) for source in open_source(spec)]
+    store, report = build_store(parts, made_codecs.codec(), Rules(kind, max_tokens=4096), tmp_path)
+    assert len(store) == report.sources[0].used == 20
+    assert [said for said in report.sources[0].notes if note and note in said] == report.sources[0].notes
+    assert (store.learned > 0).all() == (kind is Chat)
+    assert [bool(store.row(number).note) for number in range(20)] == [kind is Prompt] * 20
 
 
 def test_sick_is_scored_pairs_by_its_columns(shared_data: Path) -> None:

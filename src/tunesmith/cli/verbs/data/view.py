@@ -155,9 +155,21 @@ def _show_one(record: Record, rules: Rules, codec: Codec, ids: bool) -> None:
         raise typer.Exit(1)
     for found in whole:
         _pieces(found, kept, rules, codec, ids)
+    if beside := _beside(record):
+        screen.heading("beside it, never shown to the model")
+        screen.say(beside)
     _legend(whole, codec)
     if isinstance(kept, Rejected):
         screen.say(f"This row is not used: {kept.message} (train.over_long is {rules.over_long}).", "red")
+
+
+def _beside(record: Record) -> str:
+    """What goes with a row that is judged or answered: its labels, tags or key."""
+    from tunesmith.core.records import Labelled, Prompt, Tagged
+
+    if isinstance(record, Tagged):
+        return " ".join(f"{word}/{tag}" for word, tag in zip(record.words, record.tags, strict=True))
+    return record.label if isinstance(record, Labelled) else record.answer if isinstance(record, Prompt) else ""
 
 
 def _pieces(whole: TokenRow, kept: list[TokenRow] | Rejected, rules: Rules, codec: Codec, ids: bool) -> None:
