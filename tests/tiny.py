@@ -197,9 +197,14 @@ TAGGED = [
     for verb in ("sat", "sang")
     for place in ("Rome", "Bern")
 ]
+RELATED = [
+    {"anchor": row["instruction"], "positive": row["output"], "negative": other["output"]}
+    for row, other in zip(CHATS, [*CHATS[5:], *CHATS[:5]], strict=True)
+]
+SOUGHT = [{"query": row["instruction"], "pos": [row["output"]], "neg": ["I do not know."]} for row in CHATS]
 ROWS = {"pretrain": TEXTS, "sft": CHATS, "seq2seq": CHATS, "distill": CHATS}
 ROWS |= dict.fromkeys(("cpo", "dpo", "orpo", "reward", "simpo"), PAIRS) | dict.fromkeys(("bco", "kto"), RATED)
-ROWS |= {"classify": JUDGED, "regress": GRADED, "tag": TAGGED}
+ROWS |= {"classify": JUDGED, "regress": GRADED, "tag": TAGGED} | {"embed": RELATED, "rerank": SOUGHT}
 
 
 def vocabulary(family: str = "llama") -> int:
@@ -375,6 +380,21 @@ def rated_rows(count: int = 4, seed: int = 0, entries: int | None = None) -> lis
         )
         for number in range(count)
     ]
+
+
+def related_rows(count: int = 4, seed: int = 0, *, apart: bool = True, entries: int | None = None) -> list[TokenRow]:
+    """Rows of a query, a near text and one or two far ones."""
+    draw, entries = np.random.default_rng(seed), entries or vocabulary()
+    rows = []
+    for number in range(count):
+        graded = (1.0, *(0.0,) * (1 + number % 2))
+        query, *others = (_piece(draw, 3 + number + place, entries, "none") for place in range(1 + len(graded)))
+        if apart:
+            nothing = Piece(query.tokens[:0], query.weights[:0])
+            rows.append(TokenRow(nothing, (query, *others), values=(0.0, *graded), index=number))
+        else:
+            rows.append(TokenRow(query, tuple(others), values=graded, index=number))
+    return rows
 
 
 def sides_rows(entries: int | None = None, seed: int = 0) -> list[TokenRow]:

@@ -52,6 +52,7 @@ CASES: dict[str, dict[str, Any]] = {
     "dpo": {"method": "lora", "train": {"rows_per_step": 3}},
     "kto": {"method": "lora", "optimizer": {"adamw": {"lr": 1e-2}}, "train": {"rows_per_step": 3}},
     "bco": {"method": "lora", "optimizer": {"adamw": {"lr": 1e-2}}, "train": {"rows_per_step": 1, "steps": 5}},
+    "embed": {"method": "lora", "train": {"rows_per_step": 3}},
     "reward": {"method": {"freeze": {"last": 1}}},
     "pretrain": {
         "method": "full",
@@ -134,7 +135,7 @@ def test_one_rank_writes_and_tells(both: Both) -> None:
 
 def test_two_ranks_stop_together_and_go_on(both: Both) -> None:
     """A signal that reached one rank stopped both after the same step; resumed they end where they would have."""
-    assert [ended for ended, _, _ in both.said[0]] == ["done"] * 5 + ["preempted", "done"]
+    assert [ended for ended, _, _ in both.said[0]] == ["done"] * (len(CASES) + 1) + ["preempted", "done"]
     whole, cut = both.result("whole"), both.result("cut")
     assert tiny.figures(whole) == tiny.figures(cut)
     assert tiny.difference(tiny.tensors(whole.folder.model), tiny.tensors(cut.folder.model)) == 0

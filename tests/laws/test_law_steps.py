@@ -20,6 +20,7 @@ METHODS: dict[str, Any] = {
     "dpo": "lora",
     "kto": "lora",
     "bco": "lora",
+    "embed": "lora",
     "pretrain": "full",
     "reward": "lora",
 }

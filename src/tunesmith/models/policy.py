@@ -107,6 +107,13 @@ class Policy:
         return self._codec
 
     @property
+    def second_type(self) -> int:
+        """The type of the tokens of a pair's second text, for encoders that are told of it; 0 for others."""
+        known = getattr(self.model.config, "type_vocab_size", None) or 0
+        own = 0 if self._codec is None or not reads_both_ways(self.model.config) else self._codec.second_type
+        return own if own < known else 0
+
+    @property
     def device(self) -> torch.device:
         return self.model.device
 
@@ -223,9 +230,8 @@ class Policy:
         rows = ancestor.rows(self.model, self._inputs(padded.tokens, lengths), padded.mask)
         if not reads_both_ways(self.model.config):
             return {**rows, "use_cache": False}
-        kind = 0 if self._codec is None else self._codec.second_type
-        if 0 < kind < (getattr(self.model.config, "type_vocab_size", None) or 0):
-            types = kind * _second(batch, padded.tokens.shape[1])
+        if self.second_type:
+            types = self.second_type * _second(batch, padded.tokens.shape[1])
             rows["token_type_ids"] = F.pad(types, (ancestor.states, 0))
         return rows
 

@@ -25,6 +25,8 @@ from tunesmith.models.pooling import Pooling
 from tunesmith.models.source import read_json
 
 MODULES, TRANSFORMER, ABOUT = "modules.json", "sentence_bert_config.json", "config_sentence_transformers.json"
+TOKENIZER = "tokenizer_config.json"
+INPUTS = ("input_ids", "token_type_ids", "attention_mask")
 FILES = (MODULES, TRANSFORMER, ABOUT, "1_Pooling/config.json", "2_Normalize/config.json")
 """All that says how vectors or scores are made."""
 MODE = "pooling_mode_"
@@ -51,11 +53,17 @@ def save_embedder(folder: Path, pooling: Pooling, width: int) -> None:
     write_json(folder / ABOUT, {"model_type": "SentenceTransformer", "similarity_fn_name": "cosine"})
 
 
-def save_reranker(folder: Path) -> None:
-    """Say that the model in a folder scores a query and a document that its tokenizer joins."""
+def save_reranker(folder: Path, types: bool = False) -> None:
+    """Say that the model in a folder scores a query and a document that its tokenizer joins.
+
+    types: whether it is told which of the two a token is of; not every class of tokenizers does so by itself.
+    """
     _write(folder, ("Transformer",))
     write_json(folder / TRANSFORMER, {"transformer_task": "sequence-classification", "do_lower_case": False})
     write_json(folder / ABOUT, {"model_type": "CrossEncoder"})
+    if types:
+        config = read_json(folder / TOKENIZER)
+        write_json(folder / TOKENIZER, {**config, "model_input_names": list(INPUTS)})
 
 
 def keep_layout(source: Path, folder: Path) -> None:

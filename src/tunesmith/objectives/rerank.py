@@ -9,7 +9,8 @@
     pointwise   - g_i log sigmoid(s_i) - (1 - g_i) log sigmoid(-s_i)
 
 The two texts are joined as the tokenizer itself joins a pair, so sentence-transformers' CrossEncoder, which loads the
-result, gives the same scores.
+result, gives the same scores. Most tokenizers of decoders put nothing between the two; queries should then end in a
+mark, such as a question mark or a line break.
 """
 
 from __future__ import annotations
@@ -70,7 +71,7 @@ class Rerank(Objective):
         return _listwise(scores, batch)
 
     def finish(self, policy: Policy, folder: Path) -> None:
-        save_reranker(folder)
+        save_reranker(folder, types=policy.second_type > 0)
 
 
 def _listwise(scores: Tensor, batch: Batch) -> Losses:
