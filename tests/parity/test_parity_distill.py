@@ -12,7 +12,7 @@ import pytest
 import tiny
 import torch
 import torch.nn.functional as F
-from made_codecs import oracle
+from made_codecs import oracle, sides_oracle
 from torch import Tensor, nn
 
 from tunesmith.core.plugins import build
@@ -27,6 +27,7 @@ from tunesmith.models.divergence import Divergence
 from tunesmith.models.forest import Batch, plant
 from tunesmith.models.heads import Head
 from tunesmith.models.policy import Policy
+from tunesmith.objectives._rollout import ask_of
 from tunesmith.objectives.distill import Distill
 
 FORMS = [
@@ -216,6 +217,29 @@ def test_heads_may_be_padded_to_different_sizes() -> None:
     assert loss.item() == pytest.approx(whole(other, batch, objective).item(), rel=1e-4)
 
 
+def test_encoder_decoders_learn_from_each_other() -> None:
+    """Against whole logits that transformers gives each answer to its prompt."""
+    student, teacher = tiny.model("t5"), tiny.model("t5", seed=1)
+    policy, rows = Policy(student, forest=False), tiny.sides_rows()
+    policy.reference = Policy(teacher, forest=False)
+    objective = Distill(teacher="other", form="jsd", hard_weight=0.25)
+
+    def logits(model: Any, prompt: Tensor, answer: Tensor) -> Tensor:
+        shifted = model.prepare_decoder_input_ids_from_labels(answer)
+        return model(input_ids=prompt, decoder_input_ids=shifted).logits[0].double()
+
+    expected = 0.0
+    with torch.no_grad():
+        loss, _ = objective.loss(policy, plant(rows))
+        for row in rows:
+            for branch in row.branches:
+                prompt, answer = (torch.tensor(piece.tokens[None]).long() for piece in (row.trunk, branch))
+                mine, theirs = (logits(model, prompt, answer) for model in (student, teacher))
+                hard = F.cross_entropy(mine, answer[0], reduction="sum")
+                expected += float(0.25 * hard + 0.75 * objective.divergence.between(theirs, mine).sum())
+    assert loss.item() == pytest.approx(expected, rel=1e-4)
+
+
 def test_a_batch_is_the_sum_of_its_rows() -> None:
     policy, rows = pair(), tiny.forest_rows()
     objective = Distill(teacher="other", form="jsd", hard_weight=0.2)
@@ -244,6 +268,23 @@ def drawing(share: float, **options: Any) -> tuple[Distill, Policy]:
     policy = pair()
     policy._codec = Codec.of(oracle("chatml"))
     return Distill(teacher="other", on_policy=share, sampling={"max_tokens": 5}, **options), policy
+
+
+def test_rows_of_chats_hold_their_last_question() -> None:
+    """For an encoder-decoder each answer is a row of its own, with its own question."""
+    turns = (("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d"))
+    chat = Chat(tuple(Message(role, text) for role, text in turns))  # type: ignore[arg-type]
+    rules = Distill(teacher="x", on_policy=0.5).rules(TrainSpec())
+    for codec, asked in (
+        (Codec.of(oracle("chatml")), ["abc"]),
+        (Codec.of(sides_oracle("t5"), encoder_decoder=True), ["a", "abc"]),
+    ):
+        found = encode(chat, codec, rules)
+        assert isinstance(found, list)
+        assert ["".join(turn.content for turn in ask_of(row.note).messages) for row in found] == asked
+        plain = encode(chat, codec, Distill(teacher="x").rules(TrainSpec()))
+        assert isinstance(plain, list)
+        assert [row.note for row in plain] == [""] * len(asked)
 
 
 def test_rows_are_drawn_anew_or_given_and_never_both() -> None:
