@@ -14,7 +14,7 @@ from typing import TypeVar, cast
 import numpy as np
 
 from tunesmith.core.problem import Problem
-from tunesmith.core.records import Chat, Labelled, Preference, Rated, Record, Related, Tagged, Text
+from tunesmith.core.records import Chat, Labelled, Preference, Prompt, Rated, Record, Related, Tagged, Text
 from tunesmith.core.rows import TokenRow
 from tunesmith.data.encode import Rules
 from tunesmith.data.report import Rejected
@@ -26,12 +26,15 @@ from tunesmith.evaluate.material import Material
 from tunesmith.evaluate.metrics import Metric
 from tunesmith.evaluate.rated import RatedAnswers
 from tunesmith.evaluate.related import NearTexts, ScoredPairs
+from tunesmith.evaluate.rewarded import Rewarded, asked_of
 from tunesmith.evaluate.scoring import Progress
 from tunesmith.evaluate.settings import Settings
 from tunesmith.evaluate.tasks import Generated, Labels, Pairs, Perplexity, Task, case_of, encoded, left_out
 from tunesmith.generate.engines.local import Local
 from tunesmith.models.heads import KINDS, HeadSpec
 from tunesmith.models.pooling import Pooling
+from tunesmith.rewards import Reward
+from tunesmith.rewards._sum import keys_checked
 
 T = TypeVar("T")
 FEW_VALUES = 20
@@ -61,6 +64,7 @@ class Chooser:
         if self.head.kind == "lm":
             found += self._texts(kinds[Text])
             found += self._chats(cast("list[Chat]", kinds[Chat]), material)
+            found += self._rewarded(cast("list[Prompt]", kinds[Prompt]))
         if self.head.kind in ("lm", "score") and not self.head.labels:
             found += self._pairs(kinds[Preference])
             found += self._rated(cast("list[Rated]", kinds[Rated]))
@@ -116,6 +120,26 @@ class Chooser:
             return []
         rows, cases, notes = encoded(records, self.codec, self._rules(Preference), case_of)
         return [Pairs(cases, notes, _some(rows, notes), self.head.kind)]
+
+    def _rewarded(self, prompts: Sequence[Prompt]) -> list[Task]:
+        """The task of rewards.
+
+        Raises:
+            Problem: no rewards are named, or they cannot check an answer key.
+        """
+        if not prompts:
+            return []
+        rewards = cast("tuple[Reward, ...]", self.settings.rewards)
+        if not rewards:
+            what = "are none, and answers to prompts are judged by rewards"
+            raise Problem("evaluate.rewards", what, "Name some, such as evaluate.rewards=exact")
+        asked = [(prompt, asked_of(prompt)) for prompt in prompts]
+        chosen = [(prompt, one) for prompt, one in asked if self._prompt_length(one) < self.context]
+        notes = left_out(+Counter({"prompt as long as the context": len(asked) - len(chosen)}))
+        keys_checked(rewards, [(str(prompt.place), one.reference) for prompt, one in chosen])
+        questions = _some(tuple(one for _, one in chosen), notes)
+        cases = tuple(case_of(prompt) for prompt, _ in chosen)
+        return [Rewarded(cases, tuple(notes), questions, rewards, self.settings.sampling, Local())]
 
     def _rated(self, records: Sequence[Rated]) -> list[Task]:
         """The task of rated answers.
@@ -232,11 +256,11 @@ class Chooser:
         return len(self.codec.encode_chat(one.ask.messages, one.ask.tools, add_generation_prompt=True))
 
 
-_KINDS: tuple[type[Record], ...] = (Text, Chat, Preference, Rated, Labelled, Tagged, Related)
+_KINDS: tuple[type[Record], ...] = (Text, Chat, Preference, Prompt, Rated, Labelled, Tagged, Related)
 
 
 _GIVE = {
-    "lm": "Give texts, chats, labelled texts, preferences or rated answers",
+    "lm": "Give texts, chats, labelled texts, preferences, rated answers or prompts",
     "score": "Give labelled texts, preferences, rated answers or related texts, as it has learned them",
     "tags": "Give words with tags",
     "states": "Give related texts",

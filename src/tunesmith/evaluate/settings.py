@@ -25,6 +25,8 @@ class Settings(Options):
         default=("exact_match", "chrf", "rouge"), validate_default=True
     )
     """What generated answers are scored by; the first sorts the samples."""
+    rewards: tuple[Annotated[Plugin, Member("reward")], ...] = ()
+    """What answers to prompts are judged by; by default as in the run."""
     sampling: Sampling = Sampling()
     """How answers are drawn; greedy by default."""
     labels: Literal["auto", "probability", "per_token", "none"] = "auto"
@@ -49,7 +51,7 @@ class Settings(Options):
     seed: int = 0
     """Which rows are drawn, and how intervals are."""
 
-    @field_validator("metrics", "beside", mode="before")
+    @field_validator("metrics", "rewards", "beside", mode="before")
     @classmethod
     def _one_is_a_list(cls, value: Any) -> Any:
         return (value,) if isinstance(value, (str, dict)) else value

@@ -17,12 +17,14 @@ from tunesmith.evaluate.scoring import Progress
 from tunesmith.evaluate.settings import Settings
 from tunesmith.evaluate.verdict import BASE, MODEL, TUNED
 from tunesmith.generate.opened import Opened, open_model
+from tunesmith.generate.sampling import Sampling
 from tunesmith.models.ancestor import saved_length
 from tunesmith.models.heads import HeadSpec
 from tunesmith.models.load import context_of, fingerprint, load_codec, told_of
 from tunesmith.models.quantize import settle
 from tunesmith.models.source import Found, find, head_of, read_json
 from tunesmith.objectives import Objective
+from tunesmith.objectives._online import Online
 
 NO_LIMIT = 1 << 20
 """Tokens of a row where the architecture sets no limit."""
@@ -52,6 +54,18 @@ class Subject:
     @property
     def objective(self) -> Objective | None:
         return cast(Objective, self.run.objective) if self.run else None
+
+    @property
+    def judging(self) -> Settings:
+        """The settings, with the rewards and the longest answers of the run where they do not name their own."""
+        objective = self.objective
+        if not isinstance(objective, Online):
+            return self.settings
+        own: dict[str, Any] = {} if self.settings.rewards else {"rewards": objective.rewards}
+        if "sampling" not in self.settings.model_fields_set:
+            drawn = objective.sampling
+            own["sampling"] = Sampling(max_tokens=drawn.max_tokens, stop=drawn.stop)
+        return self.settings.model_copy(update=own)
 
     @property
     def head(self) -> HeadSpec:

@@ -3,6 +3,7 @@
     Text        perplexity
     Chat        perplexity of the answers; labels, where the answers are few; generated answers, where asked for
     Preference  how often the better answer is put first
+    Prompt      what the model's own answers are worth (`rewarded.py`)
     Rated       how well good answers are told from bad ones (`rated.py`)
     Labelled    by a head for labels or a number: accuracy, F1, correlations (`judged.py`)
     Tagged      by a head for tags: F1 of names, accuracy of words
@@ -18,7 +19,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from tunesmith.core.records import Chat, Labelled, Preference, Rated, Record, Related, Tagged, Text
+from tunesmith.core.records import Chat, Labelled, Preference, Prompt, Rated, Record, Related, Tagged, Text
 from tunesmith.core.rows import TokenRow
 from tunesmith.data.encode import Rules, encode
 from tunesmith.data.report import Rejected
@@ -176,6 +177,8 @@ def case_of(record: Record) -> Case:
         return Case(place, prompt_text(record.prompt), f"better: {better}\n\nworse: {worse}")
     if isinstance(record, Chat) and record.messages:
         return Case(place, prompt_text(record.messages[:-1]), record.messages[-1].content)
+    if isinstance(record, Prompt):
+        return Case(place, prompt_text(record.messages), record.answer)
     if isinstance(record, Rated):
         said = "good" if record.good else "bad"
         return Case(place, prompt_text(record.prompt), f"{said}: {prompt_text(record.answer)}")

@@ -49,7 +49,7 @@ def evaluate(
     codec = subject.codec()
     names = _named_once(target, settings.beside)
     material = subject.material(data, base, codec, listen)
-    chooser = Chooser(codec, settings, subject.context, subject.head, subject.rules, listen)
+    chooser = Chooser(codec, subject.judging, subject.context, subject.head, subject.rules, listen)
     tasks = chooser.tasks(material)
     measured = [Measured(subject, codec, tasks), *(_beside(name, subject, tasks, material, chooser) for name in names)]
     outcomes: list[dict[str, Outcome]] = [{} for _ in tasks]

@@ -109,6 +109,16 @@ class Objective(Plugin):
         """Another model that it is held to or learns from, by folder or id; it is `policy.reference`."""
         return getattr(self, "reference_model", None)
 
+    @property
+    def sampled(self) -> int:
+        """Tokens that are drawn for each row in a step, at most."""
+        return 0
+
+    @property
+    def passes(self) -> int:
+        """How often a step learns from its rows."""
+        return 1
+
     def finish(self, policy: Policy, folder: Path) -> None:
         """Write beside the saved model and tokenizer what else those need who use it; nothing by default."""
 

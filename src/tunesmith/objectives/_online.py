@@ -8,6 +8,7 @@ weights are those of the highest reward.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Annotated, Any, ClassVar, Self, cast
@@ -22,15 +23,15 @@ from tunesmith.core.records import Prompt, Record
 from tunesmith.core.run import TrainSpec
 from tunesmith.data.encode import Rules
 from tunesmith.data.prepare import MAX_TOKENS
-from tunesmith.generate.engines import Answers
-from tunesmith.generate.engines.local import Local
+from tunesmith.data.store import TokenStore
+from tunesmith.generate.engines import Answers, Engine
 from tunesmith.generate.sampling import Sampling
 from tunesmith.models.forest import Batch
 from tunesmith.models.policy import Policy
 from tunesmith.objectives import Losses, Objective
 from tunesmith.objectives._rollout import Group, Question, draw, questions
 from tunesmith.rewards import Asked, Reward
-from tunesmith.rewards._sum import Sum
+from tunesmith.rewards._sum import Sum, keys_checked
 
 Positive = Annotated[int, Field(gt=0)]
 
@@ -63,17 +64,17 @@ class Drawn(Objective):
     @field_validator("engine")
     @classmethod
     def _draws_from_the_policy(cls, value: Plugin) -> Plugin:
-        if not isinstance(value, Local):
+        if not cast(Engine, value).follows:
             what = f"{value.name()} holds weights of its own, which do not learn with the run"
-            problem = Problem("", what, "Use local")
+            problem = Problem("", what, "Use local, or vllm where that is installed")
             raise ValueError(problem) from problem
         return value
 
     def answering(self, policy: Policy) -> Answers:
         """What draws the answers of this policy."""
         if "engine" not in policy.opened:
-            engine = cast(Local, self.engine)
-            policy.opened["engine"] = engine.bind(policy.trained, policy.codec, _precision(policy))
+            engine = cast(Engine, self.engine)
+            policy.opened["engine"] = engine.follow(policy.trained, policy.codec, _precision(policy))
         return policy.opened["engine"]
 
     def answered(self, policy: Policy, asked: Sequence[Question], n: int, seed: int) -> list[Group]:
@@ -108,6 +109,19 @@ class Online(Drawn):
                 f"Set it below {longest:,}, or train.max_tokens above {room:,} where the model's context allows it",
             )
         return Rules(self.takes, longest, train.over_long, train.learn, room=room)
+
+    def check_rows(self, rows: TokenStore) -> None:
+        keys = [json.loads(rows.row(number).note)["answer"] for number in range(len(rows))]
+        places = [str(rows.place(number)) for number in range(len(rows))]
+        keys_checked(cast("tuple[Reward, ...]", self.rewards), list(zip(places, keys, strict=True)))
+
+    @property
+    def sampled(self) -> int:
+        return getattr(self, "answers", 1) * self.sampling.max_tokens
+
+    @property
+    def passes(self) -> int:
+        return getattr(self, "epochs", 1)
 
     def equip(self, policy: Policy) -> nn.Module | None:
         _ = self.answering(policy), self.judging(policy)

@@ -12,6 +12,9 @@ from tunesmith.core.problem import Problem
 from tunesmith.models.policy import Policy
 from tunesmith.rewards import Asked, Judge, Reward, told
 
+SHOWN = 3
+"""Faulty prompts that are named."""
+
 
 @dataclass(frozen=True, slots=True)
 class Judged:
@@ -56,6 +59,20 @@ class Sum:
         """Why an answer key is none that all rewards can check against, with the name of the one that cannot."""
         reasons = ((name, reward.unfit(key)) for name, reward in zip(self.names, self.rewards, strict=True))
         return next((f"{name}: {reason}" for name, reason in reasons if reason), None)
+
+
+def keys_checked(rewards: Sequence[Reward], rows: Sequence[tuple[str, str]]) -> None:
+    """Refuse prompts, given by place and answer key, that a reward cannot be reckoned for.
+
+    Raises:
+        Problem: with the places of the first of them.
+    """
+    for reward in rewards:
+        bad = [(place, reason) for place, key in rows if (reason := reward.unfit(key))]
+        if bad:
+            shown = "; ".join(f"{place}: {reason}" for place, reason in bad[:SHOWN])
+            what = f"cannot judge answers to {len(bad):,} of {len(rows):,} prompts ({shown})"
+            raise Problem(f"reward {reward.name()}", what, "Give them such a key, take them out, or use other rewards")
 
 
 def _names(rewards: Sequence[Reward]) -> tuple[str, ...]:

@@ -57,15 +57,23 @@ def plan(run: Run, *, base: Path = Path(), hear: Hear = lambda event: None) -> P
         "disk": _disk_lines(inputs, counted, disk),
         "time": [
             ("matrix products here", f"{rate / 1e9:,.0f} GFLOP/s (measured)"),
-            ("training, roughly", _duration(seconds)),
+            *_time_lines(inputs, seconds),
         ],
     }
     return Plan(sections, counted.memory.total, disk, seconds, inputs.total)
 
 
+def _time_lines(inputs: Inputs, seconds: float) -> list[Line]:
+    if not inputs.objective.sampled:
+        return [("training, roughly", _duration(seconds))]
+    drawing = "beside that, one token after the other; not reckoned here"
+    return [("learning, roughly, at most", _duration(seconds)), ("drawing answers", drawing)]
+
+
 def _tokens(inputs: Inputs) -> int:
-    lengths = inputs.prepared.train.lengths
-    return sum(int(lengths[inputs.stream.rows_of_step(step)].sum()) for step in range(inputs.total))
+    """Tokens that the run learns from, each as often as it does; those that are drawn are as many as may be."""
+    each = sum(int(inputs.lengths[inputs.stream.rows_of_step(step)].sum()) for step in range(inputs.total))
+    return each * inputs.objective.passes
 
 
 def _operations(inputs: Inputs, counted: Shape) -> float:
@@ -79,14 +87,17 @@ def _operations(inputs: Inputs, counted: Shape) -> float:
 
 
 def _data_lines(inputs: Inputs, tokens: int) -> list[Line]:
-    train = inputs.prepared.train
+    train, drawn = inputs.prepared.train, inputs.objective.sampled
+    learned = f"of which {int(train.learned.sum()):,} are learned"
+    if drawn:
+        learned = f"and at most {drawn * len(train):,} drawn in answers"
     return [
         ("rows to learn from", f"{len(train):,}"),
         ("rows for validation", f"{len(inputs.prepared.validation):,}"),
-        ("tokens of an epoch", f"{int(train.lengths.sum()):,}, of which {int(train.learned.sum()):,} are learned"),
-        ("longest row", f"{inputs.longest:,} tokens"),
+        ("tokens of an epoch", f"{int(train.lengths.sum()):,}, {learned}"),
+        ("longest row", f"{inputs.longest:,} tokens" + (" with its answer" if drawn else "")),
         ("steps", f"{inputs.total:,}, {inputs.stream.steps_per_epoch:,} an epoch"),
-        ("tokens computed", f"{tokens:,}"),
+        ("tokens learned from, at most" if drawn else "tokens computed", f"{tokens:,}"),
     ]
 
 

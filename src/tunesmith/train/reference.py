@@ -48,6 +48,9 @@ def check_reference(run: Run, objective: Objective, method: Method, found: Found
     why = f"the method {method.name()} (as it is set) cannot be switched off"
     if found.adapter is not None:
         why = "the run goes on with an adapter, and switching it off gives the model before that adapter"
+    if objective.online:
+        hint = "Name another model as reference_model, such as the one it starts from, or set beta to 0"
+        raise Problem(f"objective.{objective.name()}.beta", f"is above 0, and {why}", hint)
     raise Problem(
         f"objective.{objective.name()}.reference",
         f"live does not work here: {why}",

@@ -17,6 +17,7 @@ from typing import Any, cast
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 from torch.optim import Optimizer
 
@@ -51,6 +52,8 @@ from tunesmith.train.world import World
 Tell = Callable[[Event], None]
 DEFAULT_MAX_TOKENS = 1024
 DEFAULT_STEP_TOKENS = 8192
+DEFAULT_STEP_PROMPTS = 16
+"""Prompts of a step where answers are drawn to them: the tokens of prompts do not say how much a step computes."""
 LEAST_STEPS = 16
 """An epoch of little data is cut into so many steps at least, unless a step's size is set."""
 
@@ -79,9 +82,14 @@ class Inputs:
         return cast(OptimizerSpec, self.run.optimizer)
 
     @property
+    def lengths(self) -> NDArray[np.int64]:
+        """Tokens of each row [n], with those that are drawn for it, at most."""
+        return self.prepared.train.lengths + self.objective.sampled
+
+    @property
     def longest(self) -> int:
-        """Tokens of the longest row."""
-        return int(self.prepared.train.lengths.max())
+        """Tokens of the longest row, with an answer where one is drawn."""
+        return int(self.prepared.train.lengths.max()) + self.objective.rules(self.run.train).room
 
     @cached_property
     def fingerprints(self) -> dict[str, str]:
@@ -132,7 +140,7 @@ def gather(run: Run, base: Path, tell: Tell) -> Inputs:
     prepared = prepare(run, objective.rules(run.train), codec, base, _reading(tell))
     objective.check_rows(prepared.train)
     tell(Event("data", values={"lines": prepared.lines}))
-    run = _resolve_step(run, int(prepared.train.lengths.sum()), tell)
+    run = _resolve_step(run, prepared.train, tell)
     stream = _stream(run, prepared)
     total = stream.total_steps(run.train.epochs, run.train.steps)
     return Inputs(run, found, codec, prepared, stream, total)
@@ -225,9 +233,9 @@ def shape(inputs: Inputs, checkpointing: bool) -> Shape:
         inputs.optimizer,
         place=Place(place.choice.device, place.choice.dtype, run.model.attention != "padded"),
         held=place.held,
-        tokens=max(rows, min(run.train.tokens_per_batch, int(inputs.prepared.train.lengths.sum()))),
+        tokens=max(rows, min(run.train.tokens_per_batch, int(inputs.lengths.sum()))),
         row=rows,
-        answer=_answer_share(inputs.prepared.train),
+        answer=_answer_share(inputs),
         checkpointing=checkpointing,
         accumulates=_accumulates(inputs),
     )
@@ -235,14 +243,16 @@ def shape(inputs: Inputs, checkpointing: bool) -> Shape:
 
 def _accumulates(inputs: Inputs) -> bool:
     """Whether a step, of the first few, has more than one micro-batch."""
-    lengths, budget = inputs.prepared.train.lengths, inputs.run.train.tokens_per_batch
+    lengths, budget = inputs.lengths, inputs.run.train.tokens_per_batch
     steps = (inputs.stream.rows_of_step(step) for step in range(min(inputs.total, LEAST_STEPS)))
-    return any(len(pack([int(lengths[number]) for number in rows], budget)) > 1 for rows in steps)
+    taken = ([int(lengths[number]) for number in rows] for rows in steps)
+    return any(len(pack(some, budget)) > 1 or (inputs.objective.sampled and max(some) > budget) for some in taken)
 
 
-def _answer_share(rows: TokenStore) -> float:
+def _answer_share(inputs: Inputs) -> float:
     """The share of tokens that is learned."""
-    return float(rows.learned.sum() / rows.lengths.sum())
+    learned = inputs.prepared.train.learned + inputs.objective.sampled
+    return float(learned.sum() / inputs.lengths.sum())
 
 
 def choose_checkpointing(inputs: Inputs, tell: Tell) -> Inputs:
@@ -298,9 +308,14 @@ def _resolve_model(run: Run, found: Found, objective: Objective, tell: Tell) -> 
     return _train(run.model_copy(update={"model": spec}), max_tokens=wanted or min(DEFAULT_MAX_TOKENS, room))
 
 
-def _resolve_step(run: Run, tokens: int, tell: Tell) -> Run:
+def _resolve_step(run: Run, rows: TokenStore, tell: Tell) -> Run:
     if run.train.tokens_per_step or run.train.rows_per_step:
         return run
+    if cast(Objective, run.objective).sampled:
+        prompts = min(DEFAULT_STEP_PROMPTS, max(1, len(rows) // LEAST_STEPS))
+        tell(Event("note", values={"text": f"rows_per_step {prompts}: answers are drawn to so many prompts a step"}))
+        return _train(run, rows_per_step=prompts)
+    tokens = int(rows.lengths.sum())
     size = min(DEFAULT_STEP_TOKENS, max(64, tokens // LEAST_STEPS))
     if size < DEFAULT_STEP_TOKENS:
         text = f"tokens_per_step {size}: an epoch has {tokens:,} tokens, and this gives it {LEAST_STEPS} steps"
@@ -362,7 +377,8 @@ def _steps(inputs: Inputs, policy: Policy, world: World) -> StoredSteps:
         untouched = policy.reference is None and (inputs.found.adapter is not None or not inputs.method.reversible)
         train, held_out = (scored(side, budget, policy, untouched) for side in (train, held_out))
         policy.reference = None
-    return StoredSteps(train, held_out, inputs.stream, inputs.total, budget, world.rank, world.size)
+    sampled = objective.sampled
+    return StoredSteps(train, held_out, inputs.stream, inputs.total, budget, world.rank, world.size, sampled)
 
 
 def _side(objective: Objective, rows: TokenStore) -> Side:

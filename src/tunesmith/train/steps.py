@@ -76,7 +76,8 @@ class Side:
 class StoredSteps:
     """The steps of a run over stored token rows.
 
-    train, held_out: what is learned from, and what is only measured; budget: tokens of a micro-batch.
+    train, held_out: what is learned from, and what is only measured; budget: tokens of a micro-batch; sampled: tokens
+    that will be drawn for each row, at most, so that ranks get like shares of them.
     """
 
     train: Side
@@ -86,6 +87,7 @@ class StoredSteps:
     budget: int
     rank: int = 0
     world: int = 1
+    sampled: int = 0
 
     def batches(self, step: int) -> list[Batch]:
         """This rank's micro-batches of a step."""
@@ -107,6 +109,6 @@ class StoredSteps:
         return self._plant(self.held_out, range(len(self.held_out.rows)))
 
     def _plant(self, side: Side, numbers: Sequence[int]) -> list[Batch]:
-        lengths = [int(side.rows.lengths[number]) for number in numbers]
+        lengths = [int(side.rows.lengths[number]) + self.sampled for number in numbers]
         mine = shares(pack(lengths, self.budget), lengths, self.world)[self.rank]
         return [side.plant([numbers[place] for place in part]) for part in mine if part]

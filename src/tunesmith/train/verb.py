@@ -309,7 +309,7 @@ def _keep_report(inputs: Inputs, folder: RunDir) -> None:
 
 
 def _start_figures(inputs: Inputs, ready: Ready) -> dict[str, Any]:
-    tokens = int(inputs.prepared.train.lengths.sum())
+    tokens = int(inputs.lengths.sum())
     return {
         "total_steps": inputs.total,
         "rows": len(inputs.prepared.train),
