@@ -145,7 +145,8 @@ SAVED += [("gpt2", "tag"), ("bert", "tag"), ("distilbert", "one")]
 
 
 def trained(family: str, case: str, where: Path, method: str) -> Path:
-    base = tiny.folder(where / "base", family, head="lm" if family in tiny.FAMILIES else "states")
+    changes = {"pad_token_id": None} if family == "gpt2" else {}
+    base = tiny.folder(where / "base", family, head="lm" if family in tiny.FAMILIES else "states", **changes)
     (name,) = OBJECTIVES[case]
     objective = {name: {"per_text": "several"} if case == "several" else {}}
     options = {"method": method, "optimizer": {"adamw": {"lr": 5e-3}}, "rows": ROWS.get(case)}

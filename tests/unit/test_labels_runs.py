@@ -8,15 +8,18 @@ from typing import Any
 
 import pytest
 import tiny
+from made_codecs import sides_oracle
 from safetensors.torch import save_file
+from transformers import LlamaConfig
 
 from tunesmith.cli import __main__ as entry
 from tunesmith.core.problem import Problem
 from tunesmith.core.run import DataSpec, ModelSpec, read_run
+from tunesmith.data.tokenizer import Codec
 from tunesmith.evaluate.verb import evaluate
 from tunesmith.generate.opened import open_model
 from tunesmith.models.heads import HeadSpec
-from tunesmith.models.load import context_of, load
+from tunesmith.models.load import context_of, load, padding
 from tunesmith.models.source import find, head_of
 from tunesmith.train.verb import Result, train
 
@@ -176,6 +179,22 @@ def test_positions_of_roberta_begin_behind_its_filler(tmp_path: Path) -> None:
     roberta, bert = (tiny.folder(tmp_path / name, name, head="states") for name in ("roberta", "bert"))
     assert context_of(find(str(roberta))) == 129
     assert context_of(find(str(bert))) == 130
+
+
+def test_rows_are_filled_with_a_token_that_ends_no_text() -> None:
+    """transformers reads a score at the last token that is not the filler."""
+    codec = Codec.of(sides_oracle("t5"))
+    end = codec.encode_framed("a")[-1]
+    assert padding(LlamaConfig(pad_token_id=end), codec) == codec.pad != end
+    assert padding(LlamaConfig(pad_token_id=7), codec) == 7
+    assert padding(LlamaConfig(pad_token_id=None), codec) == codec.pad
+
+
+@pytest.mark.parametrize("kind", ["score", "tags"])
+def test_a_base_without_a_filler_gets_one(kind: Any, tmp_path: Path) -> None:
+    base = tiny.folder(tmp_path, "llama", pad_token_id=None)
+    loaded = load(ModelSpec(path=str(base)), HeadSpec(kind, ("a", "b")))
+    assert loaded.model.config.pad_token_id == loaded.codec.pad
 
 
 def test_the_head_of_a_damaged_classifier_is_not_made_anew(results: dict[str, Result], tmp_path: Path) -> None:

@@ -31,7 +31,7 @@ from tunesmith.core.run import ModelSpec
 from tunesmith.core.rundir import write_json
 from tunesmith.data.tokenizer import Codec
 from tunesmith.models.device import Choice
-from tunesmith.models.heads import HeadSpec, head_parts, reads_both_ways
+from tunesmith.models.heads import KINDS, HeadSpec, head_parts, reads_both_ways
 from tunesmith.models.probe import TOLERANCE, Verdict, check_head, check_labels, choose_attention
 from tunesmith.models.quantize import Held, Place, loading, settle, share, steady
 from tunesmith.models.source import HEAD_FILE, Found, find, head_of, is_encoder_decoder, read_json
@@ -72,7 +72,7 @@ def load(spec: ModelSpec, head: HeadSpec = LM, *, weights: torch.dtype | None = 
     codec = load_codec(found, spec.chat_template)
     model = _placed(found, head, weights or choice.dtype, place)
     model.name_or_path = found.name
-    if head.kind == "score":
+    if head.kind in KINDS:
         model.config.get_text_config().pad_token_id = model.config.pad_token_id = padding(model.config, codec)
     _check_vocabulary(model, codec, spec.path)
     verdict = choose_attention(model, spec.attention)
