@@ -13,6 +13,7 @@ from made_benches import CONTEXT, tiny_codec, tiny_folder, tiny_model
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import LlamaForCausalLM
 
+from tunesmith.core.plugins import build
 from tunesmith.core.problem import Problem
 from tunesmith.core.records import Chat, Message, Text
 from tunesmith.core.run import ModelSpec
@@ -21,6 +22,8 @@ from tunesmith.generate.engines import Ask
 from tunesmith.generate.engines.local import Local
 from tunesmith.generate.engines.vllm import Vllm
 from tunesmith.generate.sampling import Sampling
+from tunesmith.models.policy import Policy
+from tunesmith.objectives._online import Online
 
 ASKS: list[Ask] = [Chat((Message("user", "hello"),)), Text("in the thing"), Text("b" * 250)]
 SHORT = Sampling(max_tokens=8)
@@ -216,3 +219,16 @@ def test_without_the_library_it_says_so(base: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setitem(sys.modules, "vllm", None)
     with pytest.raises(Problem, match=r"package vllm: is not installed here.* an environment of its own"):
         Vllm().open(spec(base))
+
+
+def test_what_learns_from_own_answers_may_draw_them_with_it(library: type[StandIn], base: Path) -> None:
+    """An engine that holds weights of its own is refused; this one takes those of the model that learns."""
+    objective = build("objective", {"grpo": {"engine": "vllm"}})
+    assert isinstance(objective, Online)
+    model = LlamaForCausalLM.from_pretrained(base)
+    answers = objective.answering(Policy(model, forest=False, codec=tiny_codec()))
+    with torch.no_grad():
+        model.lm_head.weight.copy_(tiny_model(seed=5).lm_head.weight)
+    assert list(answers.answer(ASKS, SHORT)) == list(Local().bind(model, tiny_codec()).answer(ASKS, SHORT))
+    with pytest.raises(Problem, match="do not learn with the run"):
+        build("objective", {"grpo": {"engine": {"remote": {"model": "x"}}}})

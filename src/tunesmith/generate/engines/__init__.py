@@ -4,22 +4,29 @@
                                                 ├─ answers(prompts, sampling, n) ─▶ (Answer × n), (Answer × n) …
                                                 └─ stream(prompt, sampling)      ─▶ text, piece by piece
 
-An engine in this process takes a model that is in memory already (`bind` of the local one); one that holds the model
-itself, or only knows its address, opens it by name. What comes out is the same.
+A model that is in memory and learns is followed: `follow(model)` answers from the weights as they are at each call. Not
+every engine can; one that only knows an address opens a model by name. What comes out is the same.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from itertools import islice
+from typing import ClassVar
+
+from torch import nn
 
 from tunesmith.core.plugins import Plugin
+from tunesmith.core.problem import Problem
 from tunesmith.core.records import Chat, Text
 from tunesmith.core.run import ModelSpec
+from tunesmith.data.tokenizer import Codec
 from tunesmith.generate.sampling import Sampling
 
+Around = Callable[[], AbstractContextManager[object]]
 Ask = Chat | Text
 """What can be answered: a chat, which goes through the template and gets its next turn, or a text to continue."""
 
@@ -77,6 +84,9 @@ def in_groups(answers: Iterator[Answer], n: int) -> Iterator[tuple[Answer, ...]]
 class Engine(Plugin):
     """What answers."""
 
+    follows: ClassVar[bool] = False
+    """Whether it can answer from the weights of a model that learns."""
+
     @abstractmethod
     def open(self, model: ModelSpec) -> Answers:
         """Load, start or reach a model (an adapter or run folder is the base with its adapter on it).
@@ -84,3 +94,15 @@ class Engine(Plugin):
         Raises:
             Problem: the model cannot be used by this engine.
         """
+
+    def follow(self, model: nn.Module, codec: Codec, around: Around = nullcontext) -> Answers:
+        """Answers of a model in memory, from the weights it has at each call.
+
+        model: a transformers model or PEFT's wrapper of one; around: a context to compute in, where the engine
+        computes with the model itself.
+
+        Raises:
+            Problem: the engine cannot take these weights, or those of no model that learns.
+        """
+        what = "holds weights of its own, which do not learn with the run"
+        raise Problem(f"engine {self.name()}", what, "Use local, or vllm where that is installed")

@@ -13,10 +13,10 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import replace
 from functools import cached_property
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import torch
 from pydantic import Field
@@ -29,7 +29,7 @@ from tunesmith.data.tokenizer import Codec
 from tunesmith.generate.asks import answer_of, job_of
 from tunesmith.generate.batches import Job, left_padded, pack, right_padded
 from tunesmith.generate.draws import processors
-from tunesmith.generate.engines import Answer, Answers, Ask, Engine
+from tunesmith.generate.engines import Answer, Answers, Around, Ask, Engine
 from tunesmith.generate.opened import open_model, quiet
 from tunesmith.generate.prefill import read_once, refused, repeated
 from tunesmith.generate.sampling import Sampling
@@ -38,11 +38,11 @@ from tunesmith.generate.stream import pull
 from tunesmith.models.ancestor import Ancestor, ancestor_of, length_of
 from tunesmith.models.encoder_decoder import start_token
 
-Around = Callable[[], AbstractContextManager[object]]
-
 
 class Local(Engine):
     """A model in this process."""
+
+    follows: ClassVar[bool] = True
 
     batch_tokens: Annotated[int, Field(gt=0)] = 16384
     """Tokens of prompts and answers in memory at once; at least one prompt is always taken."""
@@ -50,6 +50,9 @@ class Local(Engine):
     def open(self, model: ModelSpec) -> LocalAnswers:
         opened = open_model(model)
         return self.bind(opened.trained, opened.codec)
+
+    def follow(self, model: nn.Module, codec: Codec, around: Around = nullcontext) -> LocalAnswers:
+        return self.bind(model, codec, around)
 
     def bind(self, model: nn.Module, codec: Codec, around: Around = nullcontext) -> LocalAnswers:
         """Answers of a model that is in memory already.

@@ -14,8 +14,9 @@ from __future__ import annotations
 import itertools
 import tempfile
 from collections.abc import Generator, Iterator, Sequence
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 from peft import PeftModel
 from pydantic import Field
@@ -27,7 +28,7 @@ from tunesmith.data.tokenizer import Codec
 from tunesmith.generate.asks import answer_of, job_of
 from tunesmith.generate.batches import Job
 from tunesmith.generate.draws import seed_of
-from tunesmith.generate.engines import Answer, Answers, Ask, Engine
+from tunesmith.generate.engines import Answer, Answers, Around, Ask, Engine
 from tunesmith.generate.loras import FROM_THE_BASE, sum_refused
 from tunesmith.generate.opened import DOES
 from tunesmith.generate.sampling import Sampling
@@ -40,6 +41,8 @@ RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 
 class Vllm(Engine):
     """vLLM in this process; for many answers at once on a GPU."""
+
+    follows: ClassVar[bool] = True
 
     memory: Annotated[float, Field(gt=0, le=1)] = 0.9
     """Share of the GPU's memory that it takes; beside a model that is trained less, such as 0.3."""
@@ -57,6 +60,10 @@ class Vllm(Engine):
         if found.adapter is not None:
             answers.wear(found.adapter)
         return answers
+
+    def follow(self, model: nn.Module, codec: Codec, around: Around = nullcontext) -> VllmAnswers:
+        """Answers of a model that learns; vLLM computes by itself, in the number type of the weights."""
+        return self.bind(model, codec)
 
     def bind(self, model: nn.Module, codec: Codec) -> VllmAnswers:
         """Answers of a model that is in memory and learns: before each call its weights are saved and loaded anew.
