@@ -473,6 +473,16 @@ def test_the_budget_of_a_batch_does_not_change_a_run(base: Path, tmp_path: Path)
     assert told[0] == pytest.approx(told[1], rel=1e-3, abs=1e-5)
 
 
+def test_a_model_that_changes_itself_is_held_to_another(base: Path, tmp_path: Path) -> None:
+    """There is no untouched model under the method full, so the run is refused until it names one."""
+    options: dict[str, Any] = {"rows": PROMPTS, "method": "full", "train": {"steps": 1}}
+    with pytest.raises(Problem, match="Name another model as reference_model"):
+        tiny.trained(base, tmp_path / "none", drawing(tmp_path), **options)
+    named = drawing(tmp_path, reference_model=str(base))
+    (told,) = tiny.figures(tiny.trained(base, tmp_path / "named", named, **options))
+    assert told["kl"] == pytest.approx(0, abs=1e-5)
+
+
 @pytest.fixture(scope="module")
 def taught(base: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """A policy that answers well or says that it does not know, by half, and a reward model that likes answers."""

@@ -251,6 +251,8 @@ def test_a_batch_is_the_sum_of_its_rows() -> None:
 def test_a_beta_without_effect_and_a_missing_teacher_are_refused() -> None:
     with pytest.raises(Problem, match="has no such term"):
         build("objective", {"distill": {"teacher": "x", "beta": 0.5}})
+    with pytest.raises(Problem, match="no given answer is learned from"):
+        build("objective", {"distill": {"teacher": "x", "hard_weight": 0.5, "on_policy": 1}})
     with pytest.raises(Problem, match="teacher: this option is required"):
         build("objective", "distill")
 
@@ -306,7 +308,7 @@ def test_rows_are_drawn_anew_or_given_and_never_both() -> None:
 
 def test_drawn_answers_follow_their_prompts_and_have_no_plain_loss() -> None:
     rows = chat_rows()
-    objective, policy = drawing(1.0, hard_weight=0.5)
+    objective, policy = drawing(0.999999, hard_weight=0.5)
     made = objective.round(policy, [plant(rows)], seed=1)
     (batch,) = made.groups[0]
     assert batch.answers == 6
@@ -324,7 +326,7 @@ def test_drawn_answers_follow_their_prompts_and_have_no_plain_loss() -> None:
 
 def test_validation_is_on_the_given_answers() -> None:
     rows = chat_rows()
-    objective, policy = drawing(1.0, hard_weight=0.5)
+    objective, policy = drawing(0.999999, hard_weight=0.5)
     given, _ = drawing(0.0, hard_weight=0.5)
     with torch.no_grad():
         found, count = objective.measure(policy, [plant(rows)], lambda batch: given.loss(policy, batch))

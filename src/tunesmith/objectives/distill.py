@@ -55,10 +55,14 @@ class Distill(Drawn):
     """Share of the rows whose last answer is drawn from the student in each step, instead of the given one."""
 
     @model_validator(mode="after")
-    def _beta_has_effect(self) -> Self:
+    def _options_have_effect(self) -> Self:
         if self.beta is not None and self.form != "jsd":
             what = f"is {self.beta}, and the form {self.form} has no such term"
             problem = Problem("beta", what, "Leave it out, or set form to jsd")
+            raise ValueError(problem) from problem
+        if self.hard_weight and self.on_policy == 1:
+            what = f"is {self.hard_weight}, and with on_policy 1 no given answer is learned from"
+            problem = Problem("hard_weight", what, "Set it to 0, or on_policy below 1")
             raise ValueError(problem) from problem
         return self
 
