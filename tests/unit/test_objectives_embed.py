@@ -452,3 +452,32 @@ def test_a_run_names_the_pooling_and_says_why(base: Path, tmp_path: Path) -> Non
     assert "pooling: mean" in result.folder.run_file.read_text("utf-8")
     notes = [event.values["text"] for event in tiny.events(result, "note")]
     assert "pooling mean: since the model's files say nothing of it" in notes
+
+
+@pytest.mark.parametrize(
+    ("first", "method", "then", "words"),
+    [
+        ("sft", "lora", "embed", "this adapter writes answers .* needs one that gives vectors .* Fold it first"),
+        ("embed", "lora", "sft", "this adapter gives vectors .* Start from the model that it was made from"),
+        ("embed", "full", "sft", "this model gives vectors .* Start from the model that it was made from"),
+    ],
+)
+def test_a_result_with_another_last_layer_is_no_start(
+    first: str, method: str, then: str, words: str, base: Path, tmp_path: Path
+) -> None:
+    """Tied embeddings would let a model of vectors pass for one that writes."""
+    tied = tiny.folder(tmp_path / "tied", tie_word_embeddings=True)
+    result = tiny.trained(tied, tmp_path / "first", first, method=method, train={"steps": 1})
+    with pytest.raises(Problem, match=f"(?s)model.path: {words}"):
+        tiny.trained(result.folder.path, tmp_path / "then", then)
+
+
+def test_vectors_are_learned_from_a_model_that_writes_and_from_one_of_vectors(base: Path, tmp_path: Path) -> None:
+    """One after the other, and an adapter is gone on with."""
+    path = base
+    for number, (objective, method) in enumerate(
+        (("sft", "full"), ("embed", "full"), ("embed", "lora"), ("embed", "lora"))
+    ):
+        result = tiny.trained(path, tmp_path / str(number), objective, method=method, train={"steps": 1})
+        path = result.folder.path
+    assert result.ended == "done"

@@ -7,11 +7,12 @@ from typing import cast
 from tunesmith.core.problem import Problem
 from tunesmith.core.run import Run
 from tunesmith.data.tokenizer import Codec
+from tunesmith.generate.opened import DOES
 from tunesmith.methods import Method
 from tunesmith.models.device import choose
 from tunesmith.models.load import skeleton
 from tunesmith.models.quantize import Held
-from tunesmith.models.source import Found
+from tunesmith.models.source import Found, head_of
 from tunesmith.objectives import Objective
 from tunesmith.optimizers import OptimizerSpec, named
 
@@ -28,6 +29,23 @@ def check_sides(run: Run, codec: Codec, objective: Objective) -> None:
     if codec.encoder_decoder and run.model.attention == "forest":
         what = "is forest, and a model with an encoder and a decoder takes none"
         raise Problem("model.attention", what, "Set it to auto or padded")
+
+
+def check_head(objective: Objective, found: Found) -> None:
+    """Refuse a model whose last layer is gone, and an adapter that was trained under another one.
+
+    Raises:
+        Problem: with the model to start from instead.
+    """
+    own, wanted = head_of(found).kind, objective.head.kind
+    if own == wanted or (found.adapter is None and wanted != "lm"):
+        return
+    part = "model" if found.adapter is None else "adapter"
+    hint = "Fold it first (tunesmith fold), and start from the folded model"
+    if wanted == "lm":
+        hint = "Start from the model that it was made from"
+    what = f"this {part} {DOES[own]}, and {objective.name()} needs one that {DOES[wanted]}"
+    raise Problem("model.path", what, hint)
 
 
 def check_held(held: Held, method: Method) -> None:

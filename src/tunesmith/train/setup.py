@@ -41,7 +41,7 @@ from tunesmith.models.source import Found, find
 from tunesmith.objectives import Objective
 from tunesmith.optimizers import OptimizerSpec, named
 from tunesmith.train.checkpoint import Learned
-from tunesmith.train.fit import check_fit, check_held, check_sides
+from tunesmith.train.fit import check_fit, check_head, check_held, check_sides
 from tunesmith.train.labels import resolve_labels
 from tunesmith.train.reference import check_reference, open_reference, scored
 from tunesmith.train.rehearsal import Place
@@ -129,6 +129,7 @@ def gather(run: Run, base: Path, tell: Tell) -> Inputs:
         tell(Event("note", values={"text": text}))
     objective = cast(Objective, run.objective)
     check_sides(run, codec, objective)
+    check_head(objective, found)
     run, told = resolve_labels(run, found, base)
     for text in told:
         tell(Event("note", values={"text": text}))
