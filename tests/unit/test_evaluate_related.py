@@ -90,7 +90,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 SETTINGS: dict[str, Any] = {
     "optimizer": {"adamw": {"lr": 1e-2}},
-    "train": {"steps": 3},
+    "train": {"steps": 3, "keep": "last"},
     "validation": {"fraction": 0.4},
 }
 
@@ -129,7 +129,7 @@ def test_an_embedder_beside_its_base_on_its_validation_rows(embedded: Result) ->
     found = table(evaluate(str(embedded.folder.path)))
     assert list(found) == NEAR
     assert all(set(columns) == {"base", "tuned"} for columns in found.values())
-    assert found["MRR of all texts"]["base"] != found["MRR of all texts"]["tuned"]
+    assert all(0 <= value <= 1 for columns in found.values() for value in columns.values())
 
 
 def test_scored_pairs_of_an_embedder_and_of_what_it_is_folded_into(embedded: Result, tmp_path: Path) -> None:
@@ -139,6 +139,7 @@ def test_scored_pairs_of_an_embedder_and_of_what_it_is_folded_into(embedded: Res
     results = [evaluate(str(where), scored(tmp_path)) for where in (embedded.folder.path, folded)]
     run, alone = (table(found)["Spearman's correlation"] for found in results)
     assert set(run) == {"base", "tuned"}
+    assert run["base"] != run["tuned"]
     assert alone == {"model": pytest.approx(run["tuned"], abs=1e-9)}
     best = results[0].sections[0].best[0]
     assert "grade" in best.answers["tuned"]
