@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from scipy.stats import spearmanr
 from torch import Tensor
 
+from tunesmith.cli.closing import next_commands
 from tunesmith.core.plugins import build
 from tunesmith.core.problem import Problem
 from tunesmith.core.records import Place, Related
@@ -452,6 +453,8 @@ def test_a_run_names_the_pooling_and_says_why(base: Path, tmp_path: Path) -> Non
     assert "pooling: mean" in result.folder.run_file.read_text("utf-8")
     notes = [event.values["text"] for event in tiny.events(result, "note")]
     assert "pooling mean: since the model's files say nothing of it" in notes
+    proposed = [command.split()[1] for command in next_commands(result.folder)]
+    assert proposed == ["evaluate", "fold"]  # and no chat
 
 
 @pytest.mark.parametrize(

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tunesmith.cli import screen
 from tunesmith.core.rundir import RunDir
-from tunesmith.core.yaml_file import read_yaml
 
 if TYPE_CHECKING:
     from tunesmith.train.verb import Result
@@ -43,8 +42,9 @@ def next_commands(folder: RunDir) -> Iterator[str]:
     """The commands that follow a finished run, by what was trained."""
     from tunesmith.methods._own import saved_method
     from tunesmith.models.ancestor import saved_length
+    from tunesmith.models.source import find, head_of
 
-    chats = _objective(folder) != "reward"
+    chats = head_of(find(str(folder.path))).kind == "lm"
     yield screen.command("evaluate", folder.path)
     if chats:
         yield screen.command("chat", folder.path, "--against")
@@ -71,8 +71,3 @@ def _made(result: Result) -> Iterator[tuple[str, str]]:
     plot = folder.plots / "loss.png"
     if plot.is_file():
         yield "plot", str(plot)
-
-
-def _objective(folder: RunDir) -> str:
-    value: Any = read_yaml(folder.run_file)[0]
-    return next(iter(value["objective"]))
