@@ -10,7 +10,8 @@
 
 Both passes draw the same dropout, so the gradient is exact with it, too. A step of one micro-batch needs no first pass.
 A validation compares all its rows with each other. With `dimensions` the first numbers of a vector are vectors of their
-own (Matryoshka, Kusupati et al., arXiv:2205.13147). The result has the layout of sentence-transformers.
+own (Matryoshka, Kusupati et al., arXiv:2205.13147). The result has the layout of sentence-transformers, which
+loads models and adapters that change layers, such as LoRA; soft prompts and tunesmith's own methods it does not know.
 """
 
 from __future__ import annotations
