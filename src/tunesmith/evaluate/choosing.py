@@ -59,12 +59,12 @@ class Chooser:
             Problem: there is nothing that this model can be measured by on these records.
         """
         kinds = {kind: [record for record in material.records if isinstance(record, kind)] for kind in _KINDS}
-        self._refuse_idle(bool(kinds[Chat]) and self.head.kind == "lm")
+        self._refuse_idle(bool(kinds[Chat]) and self.head.kind == "lm" and not self.settings.rewards)
         found: list[Task] = []
         if self.head.kind == "lm":
             found += self._texts(kinds[Text])
-            found += self._chats(cast("list[Chat]", kinds[Chat]), material)
-            found += self._rewarded(cast("list[Prompt]", kinds[Prompt]))
+            found += self._rewarded([*kinds[Prompt], *(kinds[Chat] if self.settings.rewards else ())])
+            found += self._chats([] if self.settings.rewards else cast("list[Chat]", kinds[Chat]), material)
         if self.head.kind in ("lm", "score") and not self.head.labels:
             found += self._pairs(kinds[Preference])
             found += self._rated(cast("list[Rated]", kinds[Rated]))
@@ -121,25 +121,27 @@ class Chooser:
         rows, cases, notes = encoded(records, self.codec, self._rules(Preference), case_of)
         return [Pairs(cases, notes, _some(rows, notes), self.head.kind)]
 
-    def _rewarded(self, prompts: Sequence[Prompt]) -> list[Task]:
-        """The task of rewards.
+    def _rewarded(self, records: Sequence[Record]) -> list[Task]:
+        """The task of rewards: prompts, and chats without their last answer, which is the key.
 
         Raises:
             Problem: no rewards are named, or they cannot check an answer key.
         """
-        if not prompts:
-            return []
         rewards = cast("tuple[Reward, ...]", self.settings.rewards)
+        asked = [(record, one) for record in records if (one := asked_of(record)) is not None]
+        if not asked:
+            return []
         if not rewards:
             what = "are none, and answers to prompts are judged by rewards"
             raise Problem("evaluate.rewards", what, "Name some, such as evaluate.rewards=exact")
-        asked = [(prompt, asked_of(prompt)) for prompt in prompts]
-        chosen = [(prompt, one) for prompt, one in asked if self._prompt_length(one) < self.context]
-        notes = left_out(+Counter({"prompt as long as the context": len(asked) - len(chosen)}))
-        keys_checked(rewards, [(str(prompt.place), one.reference) for prompt, one in chosen])
+        chosen = [(record, one) for record, one in asked if self._prompt_length(one) < self.context]
+        lost = Counter({"prompt as long as the context": len(asked) - len(chosen)})
+        lost["no answer of plain text at the end"] = len(records) - len(asked)
+        notes = tuple(left_out(+lost))
+        keys_checked(rewards, [(str(record.place), one.reference) for record, one in chosen])
         questions = _some(tuple(one for _, one in chosen), notes)
-        cases = tuple(case_of(prompt) for prompt, _ in chosen)
-        return [Rewarded(cases, tuple(notes), questions, rewards, self.settings.sampling, Local())]
+        cases = tuple(case_of(record) for record, _ in chosen)
+        return [Rewarded(cases, notes, questions, rewards, self.settings.sampling, Local())]
 
     def _rated(self, records: Sequence[Rated]) -> list[Task]:
         """The task of rated answers.

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tunesmith.core.records import Chat, Prompt
-from tunesmith.evaluate.answers import CUT, Question
+from tunesmith.core.records import Chat, Prompt, Record
+from tunesmith.evaluate.answers import CUT, Question, question
 from tunesmith.evaluate.figures import mean, share
 from tunesmith.evaluate.outcome import Measure, Outcome
 from tunesmith.evaluate.tasks import Bench, Task
@@ -56,9 +56,11 @@ class Rewarded(Task):
         return Outcome(tuple(measures), numbers["reward"], tuple(answer.text for answer in answers))
 
 
-def asked_of(prompt: Prompt) -> Question:
-    """A prompt as a question whose reference is its key."""
-    return Question(Chat(prompt.messages, prompt.tools, place=prompt.place), prompt.answer)
+def asked_of(record: Record) -> Question | None:
+    """A prompt with its key, or a chat without its last answer, which is the key; None where nothing is asked."""
+    if isinstance(record, Prompt):
+        return Question(Chat(record.messages, record.tools, place=record.place), record.answer)
+    return question(record) if isinstance(record, Chat) else None
 
 
 def _asked(question: Question, answer: Answer) -> Asked:

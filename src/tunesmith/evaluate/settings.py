@@ -26,7 +26,8 @@ class Settings(Options):
     )
     """What generated answers are scored by; the first sorts the samples."""
     rewards: tuple[Annotated[Plugin, Member("reward")], ...] = ()
-    """What answers to prompts are judged by; by default as in the run."""
+    """What answers to prompts are judged by; by default as in the run. A chat is asked without its last answer, which
+    is then the key."""
     sampling: Sampling = Sampling()
     """How answers are drawn; greedy by default."""
     labels: Literal["auto", "probability", "per_token", "none"] = "auto"
