@@ -19,6 +19,7 @@ from tunesmith.core.records import Chat, Labelled, Place, Prompt, Record
 from tunesmith.core.run import DataSpec, Run
 from tunesmith.data.convert import convert
 from tunesmith.data.encode import Rules
+from tunesmith.data.formats import RowFault
 from tunesmith.data.prepare import prepare
 from tunesmith.data.report import Rejected
 from tunesmith.data.sources import Source, open_source
@@ -29,6 +30,10 @@ from tunesmith.evaluate.scoring import Progress
 
 MAX_TRAINING = 50_000
 """Training rows that baselines learn from, at most."""
+
+
+Measured = Callable[[Record, DataSpec], Record]
+"""In which kind a record is measured."""
 
 
 @dataclass(frozen=True)
@@ -54,18 +59,18 @@ def from_specs(
     max_rows: int,
     seed: int,
     *,
-    answered: bool = True,
+    measured: Measured | None = None,
 ) -> Material:
     """Records of data that is named; training: data that the model learned from, for baselines.
 
-    base: what relative paths of `specs` start from; home: those of `training`; answered: whether the model writes
-    answers, so that texts with labels are asked about.
+    base: what relative paths of `specs` start from; home: those of `training`; measured: in which kind rows are, by
+    default `answered`.
 
     Raises:
         Problem: nothing there, or no row of it can be used.
     """
     sources = [source for spec in specs for source in open_source(spec, base)]
-    reader = Reader(sources, answered)
+    reader = Reader(sources, measured)
     records = reader.sample(max_rows, seed)
     if not records:
         raise Problem(
@@ -74,16 +79,16 @@ def from_specs(
 
     def learned() -> list[Record]:
         known = [source for spec in training for source in open_source(spec, home)]
-        return list(islice(Reader(known, answered).records(), MAX_TRAINING))
+        return list(islice(Reader(known, measured).records(), MAX_TRAINING))
 
     prints = {source.spec.path: source.fingerprint() for source in sources}
     return Material(tuple(records), reader.labelled, learned, prints, tuple(reader.notes()))
 
 
 def from_run(
-    run: Run, rules: Rules, codec: Codec, base: Path, progress: Progress, *, answered: bool = True
+    run: Run, rules: Rules, codec: Codec, base: Path, progress: Progress, *, measured: Measured | None = None
 ) -> Material:
-    """The validation rows of a run, by the same split as in training; answered: as in `from_specs`.
+    """The validation rows of a run, by the same split as in training; measured: as in `from_specs`.
 
     Raises:
         Problem: the run's data cannot be read any more, or nothing was set aside.
@@ -97,13 +102,13 @@ def from_run(
         )
     learned = [source for spec in run.data for source in open_source(spec, base)]
     apart = [source for spec in run.validation.data for source in open_source(spec, base)]
-    reader = Reader(apart or learned, answered)
+    reader = Reader(apart or learned, measured)
     records = tuple(reader.at(_places(prepared.validation)))
     reader.kept = reader.seen  # rows that are not at these places were learned from, not left out
 
     def training() -> list[Record]:
         rows = prepared.train
-        return Reader(learned, answered).at(_places(rows.view(sample(rows.keys, MAX_TRAINING))))
+        return Reader(learned, measured).at(_places(rows.view(sample(rows.keys, MAX_TRAINING))))
 
     prints = {name: prepared.fingerprints[name] for name in ("data", "validation")}
     return Material(records, reader.labelled, training, prints, tuple(reader.notes()))
@@ -116,9 +121,9 @@ def _places(rows: TokenStore) -> set[Place]:
 class Reader:
     """Reads records from sources, in the kind that is measured, and keeps account of what it leaves out."""
 
-    def __init__(self, sources: Sequence[Source], answered: bool = True) -> None:
+    def __init__(self, sources: Sequence[Source], measured: Measured | None = None) -> None:
         self.sources = sources
-        self.answered = answered
+        self.measured = measured or answered
         self.rejected: Counter[str] = Counter()
         self.seen = 0
         self.kept = 0
@@ -136,11 +141,12 @@ class Reader:
         """
         for source in self.sources:
             for found in source.records():
-                if isinstance(found, Rejected):
-                    self._reject(found, source.spec)
+                made = found if isinstance(found, Rejected) else self._made(found, source.spec)
+                if isinstance(made, Rejected):
+                    self._reject(made, source.spec)
                 else:
                     self.seen += 1
-                    yield measured_kind(found, source.spec) if self.answered else found
+                    yield made
 
     def sample(self, max_rows: int, seed: int) -> list[Record]:
         """At most so many records, drawn evenly from all (Vitter's reservoir), in their order."""
@@ -166,13 +172,34 @@ class Reader:
         if self.kept < self.seen:
             yield f"{self.kept:,} of {self.seen:,} rows were drawn to be measured"
 
+    def _made(self, record: Record, spec: DataSpec) -> Record | Rejected:
+        try:
+            return self.measured(record, spec)
+        except RowFault as fault:
+            return Rejected(record.place, fault.reason, str(fault), "")
+
     def _reject(self, row: Rejected, spec: DataSpec) -> None:
         if spec.on_bad_row == "stop":
             raise Problem(str(row.place), f"{row.reason}: {row.message}", "Mend the row, or set on_bad_row: quarantine")
         self.rejected[row.reason] += 1
 
 
-def measured_kind(record: Record, spec: DataSpec) -> Record:
-    """The record as it is measured: a text with its label and a prompt with its key become chats."""
+def answered(record: Record, spec: DataSpec) -> Record:
+    """As a model that writes is measured: a text with its label and a prompt with its key become chats."""
     key = record.label if isinstance(record, Labelled) else record.answer if isinstance(record, Prompt) else ""
     return convert(record, Chat if key else type(record), spec)
+
+
+def prompted(record: Record, spec: DataSpec) -> Record:
+    """As a model is measured by rewards: what has an answer becomes a prompt, with that answer as its key."""
+    return convert(record, Prompt if isinstance(record, Chat | Labelled) else type(record), spec)
+
+
+def labelled(record: Record, spec: DataSpec) -> Record:
+    """As a model that chooses labels is measured: what has an answer becomes a text, with that answer as its label."""
+    return convert(record, Labelled if isinstance(record, Chat | Prompt) else type(record), spec)
+
+
+def as_it_is(record: Record, spec: DataSpec) -> Record:
+    """As a row stands."""
+    return record

@@ -12,7 +12,16 @@ from tunesmith.core.run import DataSpec, ModelSpec, Run, read_run
 from tunesmith.data.encode import Rules
 from tunesmith.data.golden import check_golden
 from tunesmith.data.tokenizer import Codec
-from tunesmith.evaluate.material import Material, from_run, from_specs
+from tunesmith.evaluate.material import (
+    Material,
+    Measured,
+    answered,
+    as_it_is,
+    from_run,
+    from_specs,
+    labelled,
+    prompted,
+)
 from tunesmith.evaluate.scoring import Progress
 from tunesmith.evaluate.settings import Settings
 from tunesmith.evaluate.verdict import BASE, MODEL, TUNED
@@ -100,13 +109,19 @@ class Subject:
             training = self.settings.training or (self.run.data if self.run else ())
             home = base if self.settings.training else self._home(base)
             seen, seed = self.settings.max_rows, self.settings.seed
-            return from_specs(specs, training, base, home, seen, seed, answered=self.head.kind == "lm")
+            return from_specs(specs, training, base, home, seen, seed, measured=self._measured)
         if self.run is None or self.rules is None:
             raise Problem(
                 self.target, "is no run, so it has no validation rows", "Name data to measure on: --data FILE"
             )
-        home, answered = self._home(base), self.head.kind == "lm"
-        return from_run(self.run, self.rules, codec, home, listen, answered=answered)
+        return from_run(self.run, self.rules, codec, self._home(base), listen, measured=self._measured)
+
+    @property
+    def _measured(self) -> Measured:
+        """In which kind its rows are measured."""
+        if self.head.kind == "lm":
+            return prompted if isinstance(self.objective, Online) else answered
+        return labelled if self.head.kind == "score" and self.head.labels else as_it_is
 
     def each(self, measure: Callable[[str, Opened], None]) -> None:
         """Give each model to `measure`, with its column; base first, and only one base in memory at a time."""
