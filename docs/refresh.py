@@ -3,7 +3,8 @@
     python docs/refresh.py            help, formats and options, from the code (seconds)
     python docs/refresh.py --check    change nothing; exit 1 if something of this is out of date
     python docs/refresh.py --runs     the demo and the tutorial too, run for real (minutes)
-    python docs/refresh.py --results  the results page, from runs/NAME that `tunesmith train docs/runs/NAME.yaml` made
+    python docs/refresh.py --results [NAME …]
+                                      the results page, from runs/NAME that `tunesmith train docs/runs/NAME.yaml` made
 
 A page says where things go, in comments that readers do not see:
 
@@ -380,9 +381,12 @@ def run_demo() -> None:
         page.write_text(content, "utf-8")
 
 
-def take_results() -> None:
-    """Put the curve and the evaluation of each real run into both results pages, where the run is there."""
-    names = [found[2] for found in RESULT.finditer(RESULTS[0].read_text("utf-8"))]
+def take_results(only: list[str]) -> None:
+    """Put the curve and the evaluation of each real run into both results pages, where the run is there.
+
+    only: names of runs; empty for all.
+    """
+    names = [found[2] for found in RESULT.finditer(RESULTS[0].read_text("utf-8")) if not only or found[2] in only]
     made = {name: result(name) for name in names if (ROOT / "runs" / name / "events.jsonl").is_file()}
     for page in RESULTS:
         old = page.read_text("utf-8")
@@ -448,7 +452,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Bring what is generated in the docs up to date.")
     parser.add_argument("--check", action="store_true", help="change nothing; exit 1 if something is out of date")
     parser.add_argument("--runs", action="store_true", help="run the demo and the tutorial too, for minutes")
-    parser.add_argument("--results", action="store_true", help="fill the results page from runs/NAME")
+    parser.add_argument("--results", nargs="*", metavar="NAME", help="fill the results page from runs/NAME, or all")
     asked = parser.parse_args()
     stale = list(outdated())
     for page, new in stale:
@@ -458,8 +462,8 @@ def main() -> int:
     if asked.runs and not asked.check:
         run_tutorial()
         run_demo()
-    if asked.results and not asked.check:
-        take_results()
+    if asked.results is not None and not asked.check:
+        take_results(asked.results)
     return int(bool(stale) and asked.check)
 
 

@@ -17,7 +17,7 @@ from tunesmith.train.listeners import Hears, Listener
 WINDOW = 0.04
 """Share of the run that the smoothed curve averages over: little lag on short runs, little noise on long ones."""
 SUPERVISED = {"lr": "learning rate", "grad_norm": "gradient norm"}
-ONLINE = {"kl": "KL to the reference, nats a token", "entropy": "entropy, nats a token", "length": "tokens an answer"}
+ONLINE = {"kl": "KL, nats a token", "entropy": "entropy, nats a token", "length": "tokens an answer"}
 """What is drawn below, the first two that a run tells, each with its label."""
 INK, CURVE, ACCENT, FAINT = "#1f2933", "#2f6fab", "#d1632a", "#c8d3dd"
 
