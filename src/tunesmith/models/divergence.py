@@ -75,8 +75,11 @@ class Side(NamedTuple):
     hidden: Tensor
 
 
-def compare(student: Side, teacher: Side, tokens: Tensor, divergence: Divergence) -> Compared:
-    """The student beside the teacher at targets whose right tokens are `tokens` [M]; the teacher gets no gradient."""
+def compare(student: Side, teacher: Side, tokens: Tensor, divergence: Divergence, *, likelihood: bool) -> Compared:
+    """The student beside the teacher at targets whose right tokens are `tokens` [M]; the teacher gets no gradient.
+
+    likelihood: whether log-probabilities have a gradient too. What has one must be used, or its chunks stay in memory.
+    """
     if len(tokens) == 0:
         nothing = student.hidden.sum(dim=-1).float()
         return Compared(nothing, nothing, nothing.detach())
@@ -88,7 +91,8 @@ def compare(student: Side, teacher: Side, tokens: Tensor, divergence: Divergence
         with torch.no_grad():
             theirs = teacher.head.logits(other)
         found = divergence.between(theirs[..., :entries], mine[..., :entries])
-        logprobs = mine.gather(-1, wanted[:, None])[:, 0] - mine.logsumexp(dim=-1)
+        with torch.set_grad_enabled(likelihood and torch.is_grad_enabled()):
+            logprobs = mine.gather(-1, wanted[:, None])[:, 0] - mine.logsumexp(dim=-1)
         agreement = (theirs[..., :entries].argmax(dim=-1) == mine[..., :entries].argmax(dim=-1)).float()
         return Compared(found, logprobs, agreement)
 

@@ -137,8 +137,11 @@ class Policy:
         with self._precision():
             return Head.of(self.model, smoothing).logprobs(states, batch.targets.token)
 
-    def compared(self, batch: Batch, divergence: Divergence) -> Compared:
-        """The model beside its reference, another model, at each target; no gradient or dropout there."""
+    def compared(self, batch: Batch, divergence: Divergence, *, likelihood: bool) -> Compared:
+        """The model beside its reference, another model, at each target; no gradient or dropout there.
+
+        likelihood: whether the log-probabilities of the right tokens have a gradient, beside the divergence.
+        """
         other = self.reference
         if other is None:
             raise ValueError("this policy has no other model to be compared with")
@@ -146,7 +149,7 @@ class Policy:
             theirs = Side(Head.of(other.model), other.states(batch))
         ours = Side(Head.of(self.model), self.states(batch))
         with self._precision():
-            return compare(ours, theirs, batch.targets.token, divergence)
+            return compare(ours, theirs, batch.targets.token, divergence, likelihood=likelihood)
 
     def scores(self, batch: Batch) -> Tensor:
         """[R] the number that a score head gives each answer, in float32."""

@@ -102,12 +102,13 @@ class Distill(Drawn):
         return Round([made], _figures(policy, groups))
 
     def loss(self, policy: Policy, batch: Batch) -> Losses:
-        found, weight = policy.compared(batch, self.divergence), batch.targets.weight
+        share = 0.0 if DRAWN in batch.extras else self.hard_weight
+        found = policy.compared(batch, self.divergence, likelihood=share > 0)
+        weight = batch.targets.weight
         soft, hard = (found.divergence * weight).sum(), -(found.logprobs * weight).sum()
         figures = {"divergence": soft, "agreement": (found.agreement * weight).sum()}
         if not self.on_policy:
             figures["nll"] = hard
-        share = 0.0 if DRAWN in batch.extras else self.hard_weight
         return share * hard + (1 - share) * soft, {name: value.detach() for name, value in figures.items()}
 
     def measure(
