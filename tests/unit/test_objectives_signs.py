@@ -65,8 +65,8 @@ def test_one_round_alone_is_no_sign(name: str) -> None:
 
 def test_it_is_told_again_after_it_was_gone() -> None:
     change, _ = TROUBLE["empty"]
-    found = told([{}] * 4 + [change] * 4 + [{}] * 6 + [change] * 4)
-    assert [number for number, _ in found] == [6, 16]
+    found = told([{}] * 4 + [change] * 4 + [{}] * 10 + [change] * 4)
+    assert [number for number, _ in found] == [6, 20]
 
 
 def test_what_moves_with_a_falling_reward_is_not_taken_for_gaming() -> None:

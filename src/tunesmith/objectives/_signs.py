@@ -3,7 +3,7 @@
     figures of a round ─▶ which signs they bear ─▶ level of each, 0 to 1, over rounds ─▶ a sentence, once
 
 A level moves by 0.3 of the way to 1 with each round that bears the sign, and to 0 with each that does not. Above 0.6,
-after three such rounds in a row, the sign is told; it may be told again once its level has been below 0.2. Levels and
+after three such rounds in a row, the sign is told; it may be told again once its level has been below 0.05. Levels and
 what the first rounds were like are carried from step to step, and with them in checkpoints.
 """
 
@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
-PACE, TOLD_ABOVE, AGAIN_BELOW = 0.3, 0.6, 0.2
+PACE, TOLD_ABOVE, AGAIN_BELOW = 0.3, 0.6, 0.05
 FIRST_ROUNDS = 3
 """Rounds whose mean is what later ones are compared with."""
 EQUAL, EMPTY, CUT = 0.9, 0.1, 0.5
