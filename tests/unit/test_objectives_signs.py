@@ -30,6 +30,7 @@ TROUBLE: dict[str, tuple[dict[str, float], str]] = {
     "few": ({"distinct": 0.25}, "of 8 answers to a prompt only 2.0 differ"),
     "sure": ({"entropy": 0.01}, "entropy is down to 0.010 nats"),
     "length": ({"reward": 0.6, "length": 250.0}, "from 100 to 250 tokens"),
+    "noise": ({"reward": 0.6, "entropy": 2.2}, "answers become noise (1.5 to 2.2 nats a token)"),
     "kl": ({"reward": 0.6, "kl": 0.8}, "0.80 nats a token"),
     "parts": ({"reward_exact": 0.9, "reward_format": 0.5}, "exact becomes better while format becomes worse"),
 }
@@ -70,7 +71,7 @@ def test_it_is_told_again_after_it_was_gone() -> None:
 
 
 def test_what_moves_with_a_falling_reward_is_not_taken_for_gaming() -> None:
-    assert told([{}] * 4 + [{"reward": 0.4, "length": 250.0, "kl": 0.8}] * 6) == []
+    assert told([{}] * 4 + [{"reward": 0.4, "length": 250.0, "kl": 0.8, "entropy": 2.2}] * 6) == []
 
 
 def test_a_penalty_that_falls_is_for_the_better() -> None:

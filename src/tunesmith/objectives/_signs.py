@@ -23,6 +23,8 @@ SURE = 0.05
 """the nats of entropy a token, below which sampling finds nothing new."""
 DRIFT = 2.0
 """The factor by which answers grow or shrink while the reward rises,"""
+NOISE = 1.3
+"""the factor by which their entropy grows while it does,"""
 FAR = 0.5
 """the nats a token that the model moves away from the reference while it does, and"""
 MOVED = 0.25
@@ -49,7 +51,7 @@ def signs(figures: Mapping[str, float], carried: dict[str, float], watch: Watch)
     return tuple(text for name in NAMES if (text := _told(name, found.get(name), carried)))
 
 
-NAMES = ("nothing", "equal", "empty", "cut", "few", "sure", "length", "kl", "parts")
+NAMES = ("nothing", "equal", "empty", "cut", "few", "sure", "length", "noise", "kl", "parts")
 """The signs, as they stand in `carried`."""
 
 
@@ -120,6 +122,10 @@ def _gamed(seen: _Seen) -> Iterator[tuple[str, str]]:
     before, now = seen.start("length"), seen["length"]
     if seen.rising and before and not before / DRIFT < now < before * DRIFT:
         yield "length", f"the reward rises while answers went from {before:.0f} to {now:.0f} tokens; is it gamed?"
+    ordered = seen.start("entropy")
+    if seen.rising and ordered and seen["entropy"] >= NOISE * ordered:
+        text = f"the reward rises while answers become noise ({ordered:.1f} to {seen['entropy']:.1f} nats a token)"
+        yield "noise", f"{text}; is it gamed? Read some answers"
     if seen.rising and seen["kl"] >= FAR:
         yield "kl", f"the reward rises far from the reference ({seen['kl']:.2f} nats a token); read some answers"
     moved = {name: seen.change(f"reward_{name}") for name, weight in seen.watch.weights.items() if weight}
