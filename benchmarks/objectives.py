@@ -37,7 +37,7 @@ SHAPE: dict[str, Any] = {
     "pad_token_id": 0,
 }
 LEARNT = 1e-4
-"""By how much the two losses may differ, relative to their size."""
+"""By how much losses, and norms of gradients, may differ, relative to their size."""
 ANSWERS = {"dpo": 2, "grpo": 8}
 PROMPTS = {"dpo": 4, "grpo": 2}
 SIDES = ("trl", "tunesmith")
@@ -58,15 +58,16 @@ class Rows:
 
 @dataclass(frozen=True)
 class Found:
-    """What one process measured: the loss before it learned, CPU seconds of an update, peak memory in MB."""
+    """What one process measured: loss and norm of the gradient before it learned, CPU seconds of an update, peak MB."""
 
     loss: float
+    norm: float
     cpu: float
     memory: float
 
 
-Update = Callable[[], float]
-"""Forward, backward and a step of AdamW; returns the loss before it."""
+Update = Callable[[], tuple[float, float]]
+"""Forward, backward and a step of AdamW; returns the loss before it and the norm of its gradient."""
 
 
 def rows_of(options: argparse.Namespace) -> Rows:
@@ -128,7 +129,7 @@ def ours(options: argparse.Namespace, rows: Rows) -> Update:
     batch = BATCHES[options.objective](rows)
     optimizer = torch.optim.AdamW([weight for weight in trained.parameters() if weight.requires_grad], lr=1e-4)
 
-    def update() -> float:
+    def update() -> tuple[float, float]:
         (group,) = objective.round(policy, [batch], 0).groups if not objective.online else ([batch],)
         loss = sum(objective.loss(policy, part)[0] for part in group) / sum(objective.count(part) for part in group)
         return learn(loss, optimizer)
@@ -136,12 +137,13 @@ def ours(options: argparse.Namespace, rows: Rows) -> Update:
     return update
 
 
-def learn(loss: Any, optimizer: Any) -> float:
-    """Backward and step."""
+def learn(loss: Any, optimizer: Any) -> tuple[float, float]:
+    """Backward and step; the loss and the norm of its gradient."""
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
+    square = sum(float(weight.grad.square().sum()) for group in optimizer.param_groups for weight in group["params"])
     optimizer.step()
-    return float(loss.detach())
+    return float(loss.detach()), square**0.5
 
 
 def pairs(rows: Rows) -> Any:
@@ -160,6 +162,18 @@ def pairs(rows: Rows) -> Any:
             for number, (prompt, answers) in enumerate(zip(rows.prompts, rows.answers, strict=True))
         ]
     )
+
+
+def groups(rows: Rows) -> Any:
+    """The same with the numbers that a round gives each answer; each answer counts the same."""
+    import torch
+
+    batch = pairs(rows)
+    lengths = torch.tensor([float(len(answer)) for row in rows.answers for answer in row])
+    gain = torch.tensor([value for group in advantages(rows) for value in group])
+    for name, value in (("length", lengths), ("advantage", gain), ("share", 1 / lengths)):
+        batch = batch.with_extra(name, value)
+    return batch
 
 
 def theirs(options: argparse.Namespace, rows: Rows) -> Update:
@@ -233,7 +247,7 @@ def grpo_trainer(model: Any, place: Path) -> Any:
     from datasets import Dataset
 
     settings = {**quiet(), "per_device_train_batch_size": 8, "num_generations": 8, "beta": 0.0, "loss_type": "grpo"}
-    return trl.GRPOTrainer(
+    trainer = trl.GRPOTrainer(
         model,
         reward_funcs=lambda completions, **kwargs: [0.0] * len(completions),
         args=trl.GRPOConfig(str(place), **settings),
@@ -241,6 +255,8 @@ def grpo_trainer(model: Any, place: Path) -> Any:
         processing_class=tokenizer(),
         peft_config=lora(),
     )
+    trainer.current_gradient_accumulation_steps = 1  # what its loop sets before a step
+    return trainer
 
 
 def grpo_inputs(rows: Rows) -> Any:
@@ -260,7 +276,7 @@ def grpo_inputs(rows: Rows) -> Any:
 
 
 OURS: dict[str, Any] = {"dpo": "dpo", "grpo": {"grpo": {"normalise": "answer", "beta": 0.0}}}
-BATCHES: dict[str, Callable[[Rows], Any]] = {"dpo": pairs}
+BATCHES: dict[str, Callable[[Rows], Any]] = {"dpo": pairs, "grpo": groups}
 TRAINERS = {"dpo": dpo_trainer, "grpo": grpo_trainer}
 INPUTS = {"dpo": dpo_inputs, "grpo": grpo_inputs}
 
@@ -272,12 +288,12 @@ def work(options: argparse.Namespace) -> Found:
     torch.set_num_threads(1)
     rows = rows_of(options)
     update = (ours if options.side == "tunesmith" else theirs)(options, rows)
-    loss = update()
+    loss, norm = update()
     start = time.process_time()
     for _ in range(options.updates):
         update()
     cpu = (time.process_time() - start) / options.updates
-    return Found(loss, cpu, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+    return Found(loss, norm, cpu, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
 
 
 def measured(options: argparse.Namespace, objective: str, side: str) -> Found:
@@ -298,20 +314,22 @@ def compare(options: argparse.Namespace, objective: str) -> None:
     """Run both sides in turn and print a row each.
 
     Raises:
-        SystemExit: their losses differ.
+        SystemExit: their losses or gradients differ.
     """
     found: dict[str, list[Found]] = {side: [] for side in SIDES}
     for _ in range(options.repeats):
         for side in SIDES:
             found[side].append(measured(options, objective, side))
-    losses = [found[side][0].loss for side in SIDES]
-    if abs(losses[0] - losses[1]) > LEARNT * max(abs(losses[0]), 1e-3):
-        raise SystemExit(f"{objective}: the losses differ, {losses[0]} and {losses[1]}")
+    for name, least in (("loss", 1e-1), ("norm", 1e-3)):
+        one, other = (getattr(found[side][0], name) for side in SIDES)
+        if abs(one - other) > LEARNT * max(abs(one), least):
+            raise SystemExit(f"{objective}: {name} differs, {one} and {other}")
     tokens = rows_of(argparse.Namespace(**{**vars(options), "objective": objective})).tokens
     base = {name: statistics.median(getattr(one, name) for one in found["trl"]) for name in ("cpu", "memory")}
     for side in SIDES:
         cpu, memory = (statistics.median(getattr(one, name) for one in found[side]) for name in ("cpu", "memory"))
-        figures = f"{losses[SIDES.index(side)]:.6f} | {cpu:.2f} | {tokens / cpu:,.0f} | {memory:,.0f}"
+        first = found[side][0]
+        figures = f"{first.loss:.5f} | {first.norm:.5f} | {cpu:.2f} | {tokens / cpu:,.0f} | {memory:,.0f}"
         print(
             f"| {objective} | {side} | {figures} | {cpu / base['cpu']:.2f} | {memory / base['memory']:.2f} |",
             flush=True,
@@ -328,7 +346,17 @@ def heading(options: argparse.Namespace) -> str:
     busy = f"load {os.getloadavg()[0]:.1f} at the start"
     lengths = f"prompts of {options.prompt} tokens, answers of {options.answer}"
     about = f"{date.today()}, {platform.machine()}, {os.cpu_count()} cores, {busy}; {versions}; {lengths}"
-    columns = ("objective", "", "loss", "CPU s an update", "tokens a CPU s", "peak MB", "CPU ratio", "memory ratio")
+    columns = (
+        "objective",
+        "",
+        "loss",
+        "gradient",
+        "CPU s an update",
+        "tokens a CPU s",
+        "peak MB",
+        "CPU ratio",
+        "memory ratio",
+    )
     return f"{about}\n\n| {' | '.join(columns)} |\n|{' --- |' * len(columns)}"
 
 
