@@ -15,7 +15,7 @@ from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -148,7 +148,7 @@ def _loss(model: torch.nn.Module, rows: list[list[int]], folder: Path) -> float:
     real = logits[mask.bool()] if logits.ndim == 3 else logits
     if not torch.isfinite(real).all():
         raise Problem(str(folder), "its logits on real prompts are not finite, so it was not kept", "Check the recipe")
-    if logits.ndim < 3 or model.get_output_embeddings() is None:
+    if logits.ndim < 3 or cast(Any, model).get_output_embeddings() is None:
         return 0.0
     learned = tokens[:, 1:].masked_fill(mask[:, 1:] == 0, -100)
     return float(torch.nn.functional.cross_entropy(logits[:, :-1].transpose(1, 2), learned))

@@ -78,7 +78,7 @@ class HeadSpec:
     @classmethod
     def of(cls, model: PreTrainedModel) -> HeadSpec:
         """The head that a model has."""
-        kind = next((kind for kind, end in KINDS.items() if type(model).__name__.endswith(end)), None)
+        kind: Kind | None = next((kind for kind, end in KINDS.items() if type(model).__name__.endswith(end)), None)
         if kind is None:
             return cls("states" if model.get_output_embeddings() is None else "lm")
         return cls.saved(kind, model.config.to_dict())

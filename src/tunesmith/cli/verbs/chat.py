@@ -124,12 +124,13 @@ def _wardrobe(spec: ModelSpec, adapters: list[str], use: list[str]) -> Wardrobe 
             raise Problem(f"--use {use[0]}", "no adapters are named", "Add --adapter NAME=FOLDER")
         return None
     from tunesmith.cli.wardrobe import Wardrobe
+    from tunesmith.models.heads import HeadSpec
     from tunesmith.models.load import told_of
 
     wardrobe = Wardrobe(spec, adapters)
     loaded = wardrobe.shelf.loaded
     if loaded.held is not None:
-        print(told_of(loaded.found, "lm", loaded.held), file=sys.stderr)
+        print(told_of(loaded.found, HeadSpec("lm"), loaded.held), file=sys.stderr)
     return wardrobe
 
 
@@ -145,11 +146,12 @@ def _speakers(spec: ModelSpec, against: bool, *, greedy: bool) -> list[Speaker]:
     from tunesmith.generate.engines.medusa import Medusa
     from tunesmith.generate.opened import open_model
     from tunesmith.methods.medusa import has_heads
+    from tunesmith.models.heads import HeadSpec
     from tunesmith.models.load import told_of
 
     opened = open_model(spec)
     if opened.loaded.held is not None:
-        print(told_of(opened.loaded.found, "lm", opened.loaded.held), file=sys.stderr)
+        print(told_of(opened.loaded.found, HeadSpec("lm"), opened.loaded.held), file=sys.stderr)
     drafts = greedy and has_heads(opened.trained)
     tuned = (Medusa() if drafts else Local()).bind(opened.trained, opened.codec)
     if not against:
