@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ import tiny
 import torch
 from torch import Tensor, nn
 
+from tunesmith.core.events import Event
 from tunesmith.core.plugins import build, find, names
 from tunesmith.core.records import KINDS, Labelled, Preference, Rated, Related, Tagged
 from tunesmith.core.rows import TokenRow
@@ -21,6 +24,7 @@ from tunesmith.models.forest import Batch, plant
 from tunesmith.models.policy import Policy
 from tunesmith.models.probe import choose_attention
 from tunesmith.objectives import Objective
+from tunesmith.train.verb import resume, train
 
 TAGS = ["O", "B-LOC", "B-PER", "I-PER"]
 VARIANTS: dict[str, list[dict[str, Any]]] = {
@@ -193,18 +197,64 @@ class TestObjective:
             found = [float(objective.loss(policy, batch)[0]) for batch in alone]
             assert float(objective.loss(policy, together)[0]) == pytest.approx(sum(found), rel=1e-5)
 
+    def test_a_forest_is_padded_rows(self, name: str, options: dict[str, Any]) -> None:
+        """Losses, figures and gradients; an encoder-decoder has one way of its own (laws of sides)."""
+        objective = objective_of(name, options)
+        told: list[tuple[float, dict[str, float], dict[str, Tensor]]] = []
+        for forest in {not objective.needs_encoder, False}:
+            policy = policy_of(objective)
+            policy.forest = forest
+            (batch,) = made(objective, policy, batch_of(objective))
+            loss, figures = objective.loss(policy, batch)
+            numbers = {figure: float(value) for figure, value in figures.items()}
+            told.append((loss.item(), numbers, gradients(policy, loss)))
+        for loss, figures, slopes in told[1:]:
+            assert loss == pytest.approx(told[0][0], rel=1e-5)
+            assert figures == pytest.approx(told[0][1], rel=1e-4, abs=1e-5)
+            for weight, slope in slopes.items():
+                assert torch.allclose(slope, told[0][2][weight], rtol=1e-3, atol=1e-5 * float(slope.abs().max() + 1))
+
     def test_learns_what_it_is_shown(self, name: str, options: dict[str, Any], tmp_path: Path) -> None:
-        base = tiny.folder(tmp_path / "base", family_of(objective_of(name, options)))
-        if "teacher" in options:
-            options = {**options, "teacher": str(tiny.folder(tmp_path / "teacher", "qwen2", seed=7))}
+        base, objective = settled(name, options, tmp_path)
         train = {"epochs": 6}
         if objective_of(name, options).takes is Rated:  # steps of few rows differ in their share of good ones
             train = {"epochs": 8, "rows_per_step": 12}
         settings = {"method": "lora", "optimizer": {"adamw": {"lr": 2e-2}}, "train": train}
-        result = tiny.trained(base, tmp_path, {name: options}, **settings)
+        result = tiny.trained(base, tmp_path, objective, **settings)
         losses = tiny.losses(result)
         assert losses[-1] < 0.9 * losses[0]
         assert result.ended == "done"
+
+
+@pytest.mark.parametrize("name", OFFLINE)
+def test_a_run_that_was_stopped_goes_on_bit_for_bit(name: str, tmp_path: Path) -> None:
+    """Rollouts, and stops between the updates of a step, have laws of their own."""
+    base, objective = settled(name, VARIANTS.get(name, [{}])[0], tmp_path)
+    options: dict[str, Any] = {
+        "method": {"lora": {"dropout": 0.1}},
+        "validation": {"fraction": 0.2},
+        "train": {"steps": 4, "checkpoint_every": 3, "validate_every": 2, "tokens_per_batch": 150},
+    }
+
+    def stop(event: Event) -> None:
+        if event.kind == "step" and event.step == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    whole = train(tiny.run_of(base, tmp_path / "whole", objective, **options))
+    first = train(tiny.run_of(base, tmp_path / "parts", objective, **options), hear=stop)
+    assert (first.ended, first.state.step) == ("preempted", 2)
+    second = resume(first.folder.path)
+    assert tiny.figures(second) == tiny.figures(whole)
+    ours, theirs = (tiny.tensors(run.folder.model) for run in (second, whole))
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(value, theirs[weight]) for weight, value in ours.items())
+
+
+def settled(name: str, options: dict[str, Any], where: Path) -> tuple[Path, dict[str, Any]]:
+    """A base that the objective can learn on, and the objective as in a run file, with a teacher if it needs one."""
+    if "teacher" in options:
+        options = {**options, "teacher": str(tiny.folder(where / "teacher", "qwen2", seed=7))}
+    return tiny.folder(where / "base", family_of(objective_of(name, options))), {name: options}
 
 
 def plant_both(objective: Objective) -> Batch:
