@@ -126,7 +126,7 @@ def test_rows_with_unknown_labels_are_told(results: dict[str, Result], tmp_path:
 
 def test_rows_of_another_kind_are_refused(results: dict[str, Result], tmp_path: Path) -> None:
     data = tiny.rows_file(tmp_path / "rows.jsonl", tiny.CHATS)
-    with pytest.raises(Problem, match="labelled texts"):
+    with pytest.raises(Problem, match="12 rows are not measured: unknown label"):
         evaluate(str(results["classify"].folder.path), [DataSpec(path=str(data))])
 
 

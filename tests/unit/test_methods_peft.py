@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import warnings
 from pathlib import Path
 from typing import Any
@@ -313,7 +312,7 @@ def test_boft_refuses_what_peft_would_pass_over(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_a_warning_of_peft_is_a_refusal_and_any_other_goes_on() -> None:
-    peft_file = str(Path(math.__file__ or "").parent)  # any file that is not PEFT's
+    peft_file = str(Path(json.__file__).parent)  # any file that is not PEFT's
     with pytest.warns(UserWarning, match="from elsewhere"), heeded("place"):
         warnings.warn_explicit("from elsewhere", UserWarning, peft_file, 1)
     model = get_peft_model(tiny.model(), AdaLoraConfig(task_type=TaskType.CAUSAL_LM, total_step=3))

@@ -10,7 +10,8 @@ from tunesmith.data.tokenizer import Codec
 from tunesmith.generate.opened import DOES
 from tunesmith.methods import Method
 from tunesmith.models.device import choose
-from tunesmith.models.load import skeleton
+from tunesmith.models.heads import reads_both_ways
+from tunesmith.models.load import load_config, skeleton
 from tunesmith.models.quantize import Held
 from tunesmith.models.source import Found, head_of
 from tunesmith.objectives import Objective
@@ -40,6 +41,8 @@ def check_head(objective: Objective, found: Found) -> None:
     own, wanted = head_of(found).kind, objective.head.kind
     if own == wanted or (found.adapter is None and wanted != "lm"):
         return
+    if found.adapter is None and reads_both_ways(load_config(found)):
+        return  # an encoder never had one that writes; its shapes are refused in these words
     part = "model" if found.adapter is None else "adapter"
     hint = "Fold it first (tunesmith fold), and start from the folded model"
     if wanted == "lm":
