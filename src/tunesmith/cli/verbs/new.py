@@ -70,7 +70,8 @@ def new(
     asked = _asked_prompt(prompt, kind, ask)
     for source in value["data"] if asked else []:
         source.setdefault("prompt", asked)
-    value.setdefault("objective", _objective_for(kind))
+    if "objective" not in value:
+        value["objective"] = _objective_for(kind)
     parse_run(value, "new")
     value, stood_for = expand(value)
     for text in stood_for:
