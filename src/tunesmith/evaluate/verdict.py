@@ -46,7 +46,7 @@ def beside(outcomes: Mapping[str, Outcome], names: Sequence[str], seed: int = 0)
 
 def _against_other(own: Measure, model: str, name: str, other: Measure, seed: int) -> str:
     figures = f"{cell(own.figure, own.shown)} against {cell(other.figure, other.shown)}"
-    word = "" if own.gains is None or other.gains is None else _word(gain(other.gains, own.gains, seed))
+    word = _between(other, own, seed)
     if word in ("better", "worse"):
         return f"The {model} model is {word} than {name} in {own.name}: {figures}."
     return f"{own.figure.n} rows show no clear difference of the {model} model to {name} in {own.name}: {figures}."
@@ -66,7 +66,17 @@ def _named(outcome: Outcome, name: str) -> Measure | None:
 def _compare(base: Measure | None, tuned: Measure | None, seed: int) -> str:
     if base is None or tuned is None or base.gains is None or tuned.gains is None or not len(base.gains):
         return ""
-    return _word(gain(base.gains, tuned.gains, seed))
+    return _between(base, tuned, seed)
+
+
+def _between(one: Measure, other: Measure, seed: int) -> str:
+    """How the other stands to the one: row by row, or where a figure has no such parts, by intervals that lie apart."""
+    if one.gains is not None and other.gains is not None:
+        return _word(gain(one.gains, other.gains, seed))
+    above, below = other.figure.low > one.figure.high, other.figure.high < one.figure.low
+    if not (above or below):
+        return OPEN
+    return "better" if above == (other.better == "higher") else "worse"
 
 
 def _word(difference: Figure) -> str:
@@ -89,7 +99,7 @@ def _against_baseline(outcomes: Mapping[str, Outcome], model: str, name: str, se
     if name not in outcomes:
         return ""
     own, other = outcomes[model].measures[0], outcomes[name].measures[0]
-    if own.gains is None or other.gains is None or _word(gain(other.gains, own.gains, seed)) == "better":
+    if _between(other, own, seed) == "better":
         return ""
     figures = f"{cell(own.figure, own.shown)} against {cell(other.figure, other.shown)}"
     return (
