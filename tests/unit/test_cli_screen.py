@@ -72,6 +72,18 @@ def test_piped_training_says_about_ten_lines(capsys: pytest.CaptureFixture[str])
     assert told[0] == "  step  20 of 200  loss 2.000  200 tokens/s  1 min 30 s left"
 
 
+def test_what_learns_by_reward_is_told_by_it(capsys: pytest.CaptureFixture[str]) -> None:
+    with Display() as display:
+        display.hear(Event("start", 0, {"total_steps": 1, "tokens_per_step": 100}))
+        drawn = step(1)
+        display.hear(Event("step", 1, {**drawn.values, "reward": 0.25}))
+        display.hear(Event("validate", 1, {"loss": -1.5, "reward": 1.5, "length": 8.0, "best": -1.5, "best_step": 1}))
+    told = capsys.readouterr().out
+    assert "reward 0.250" in told
+    assert "loss" not in told
+    assert "  step 1: validation reward 1.500  length 8.000  (highest so far)\n" in told
+
+
 def test_piped_training_has_no_control_characters(capsys: pytest.CaptureFixture[str]) -> None:
     with Display() as display:
         for event in (

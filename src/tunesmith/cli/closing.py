@@ -60,12 +60,16 @@ def is_adapter(folder: RunDir) -> bool:
 
 
 def _made(result: Result) -> Iterator[tuple[str, str]]:
+    from tunesmith.core.run import read_run
+
     folder, state = result.folder, result.state
     yield "folder", str(folder.path)
     if folder.model.is_dir():
         yield ("adapter" if is_adapter(folder) else "model"), str(folder.model)
     if state.best_step >= 0:
-        yield "lowest validation loss", f"{screen.number(state.best)} at step {state.best_step:,}"
+        rewarded = getattr(read_run(folder.run_file).objective, "online", False)
+        best, name = (0.0 - state.best, "highest validation reward") if rewarded else (state.best, "lowest validation loss")
+        yield name, f"{screen.number(best)} at step {state.best_step:,}"
     if state.skipped:
         yield "skipped steps", f"{len(state.skipped):,} with a loss or gradient that was not finite"
     plot = folder.plots / "loss.png"

@@ -45,12 +45,14 @@ class Figures:
         self.total = 0
         self.step = 0
         self.validation: float | None = None
+        self._goal = "loss"
         self._loss, self._seconds, self._tokens = Average(), Average(), Average()
 
     def take(self, event: Event) -> None:
         """Add a step to the averages."""
         self.step = event.step
-        self._loss.add(float(event.values["loss"]))
+        self._goal = _goal_of(event)
+        self._loss.add(float(event.values[self._goal]))
         self._seconds.add(float(event.values["seconds"]))
         self._tokens.add(float(event.values["tokens"]))
 
@@ -62,7 +64,7 @@ class Figures:
     def parts(self) -> list[str]:
         """Loss, speed, time left and the last validation loss, as words."""
         left = self._seconds.value * max(0, self.total - self.step)
-        words = [f"loss {screen.number(self._loss.value)}", f"{self.speed:,.0f} tokens/s"]
+        words = [f"{self._goal} {screen.number(self._loss.value)}", f"{self.speed:,.0f} tokens/s"]
         words.append(f"{screen.duration(left)} left")
         if self.validation is not None:
             words.append(f"validation {screen.number(self.validation)}")
@@ -165,11 +167,14 @@ class Display:
 
     def _validate(self, event: Event) -> None:
         values = event.values
-        self.figures.validation = float(values["loss"])
-        others = [f"{name} {screen.number(float(value))}" for name, value in values.items() if _is_figure(name, value)]
-        said = [f"  step {event.step}: validation loss {screen.number(self.figures.validation)}", *others]
-        lowest = ["(lowest so far)"] if values.get("best_step") == event.step else []
-        self.line("  ".join([*said, *lowest]))
+        goal = _goal_of(event)
+        word = "highest" if goal == "reward" else "lowest"
+        self.figures.validation = float(values[goal])
+        shown = {name: value for name, value in values.items() if name != goal and _is_figure(name, value)}
+        said = [f"  step {event.step}: validation {goal} {screen.number(self.figures.validation)}"]
+        said += [f"{name} {screen.number(float(value))}" for name, value in shown.items()]
+        best = [f"({word} so far)"] if values.get("best_step") == event.step else []
+        self.line("  ".join([*said, *best]))
 
     def _checkpoint(self, event: Event) -> None:
         self.line(f"  step {event.step}: checkpoint {Path(event.values['path']).name}", "dim")
@@ -182,6 +187,11 @@ class Display:
 
 
 _TOLD = ("loss", "best", "best_step")
+
+
+def _goal_of(event: Event) -> str:
+    """By which figure a step or validation is told: the reward, where answers earn one, else the loss."""
+    return "reward" if "reward" in event.values else "loss"
 
 
 def _is_figure(name: str, value: object) -> bool:

@@ -248,7 +248,8 @@ class _Saver:
         except Problem as problem:
             self._note(f"the last weights are kept, since the best ones are lost: {problem}")
         else:
-            self._note(f"kept the weights of step {int(path.name[5:])}, where the validation loss was lowest")
+            best = "reward was highest" if self.inputs.objective.online else "loss was lowest"
+            self._note(f"kept the weights of step {int(path.name[5:])}, where the validation {best}")
 
     def _write(self, path: Path, state: State, *, whole: bool) -> None:
         optimizer = self.ready.optimizer if whole else None
