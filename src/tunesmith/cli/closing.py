@@ -68,7 +68,8 @@ def _made(result: Result) -> Iterator[tuple[str, str]]:
         yield ("adapter" if is_adapter(folder) else "model"), str(folder.model)
     if state.best_step >= 0:
         rewarded = getattr(read_run(folder.run_file).objective, "online", False)
-        best, name = (0.0 - state.best, "highest validation reward") if rewarded else (state.best, "lowest validation loss")
+        name = "highest validation reward" if rewarded else "lowest validation loss"
+        best = 0.0 - state.best if rewarded else state.best
         yield name, f"{screen.number(best)} at step {state.best_step:,}"
     if state.skipped:
         yield "skipped steps", f"{len(state.skipped):,} with a loss or gradient that was not finite"
