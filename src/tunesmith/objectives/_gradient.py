@@ -26,8 +26,8 @@ from tunesmith.objectives._rollout import (
     Question,
     column,
     deal,
-    everywhere,
     gathered,
+    means,
     numbered,
     placed,
     questions,
@@ -152,12 +152,8 @@ class PolicyGradient(Online):
         return 1 - cut if self.cut_answers == "mask" else torch.ones_like(cut)
 
     def _figures(self, policy: Policy, groups: Sequence[Group], more: dict[str, Tensor]) -> dict[str, float]:
-        """Means over the answers of all ranks."""
-        columns = {name: column(groups, name) for name in (*self.told(policy), "distinct", "equal")} | more
-        names = list(columns)
-        everyone = everywhere(torch.stack([columns[name].double() for name in names], dim=1), policy.ranks)
-        figures = dict(zip(names, everyone.mean(dim=0).tolist(), strict=True))
-        return {**figures, "reward_std": float(everyone[:, 0].std(unbiased=False))}
+        names = (*self.told(policy), "distinct", "equal")
+        return means({name: column(groups, name) for name in names} | more, policy.ranks)
 
 
 def _equal(group: Group) -> bool:

@@ -139,6 +139,13 @@ def everywhere(values: Tensor, ranks: Ranks) -> Tensor:
     return torch.cat(ranks.gather(values))
 
 
+def means(columns: Mapping[str, Tensor], ranks: Ranks) -> dict[str, float]:
+    """The mean of each column [A] over the answers of all ranks, and `reward_std`, how far their rewards lie apart."""
+    everyone = everywhere(torch.stack([values.double() for values in columns.values()], dim=1), ranks)
+    found = dict(zip(columns, everyone.mean(dim=0).tolist(), strict=True))
+    return {**found, "reward_std": float(everyone[:, list(columns).index("reward")].std(unbiased=False))}
+
+
 def with_old(policy: Policy, batch: Batch) -> Batch:
     """The batch with `old` [M], the log-probabilities of its targets as the policy is now, without dropout."""
     with torch.no_grad(), policy.still():

@@ -28,7 +28,7 @@ from tunesmith.models.policy import Policy
 from tunesmith.objectives import Losses, Round
 from tunesmith.objectives._online import Online, Positive
 from tunesmith.objectives._returns import advantages, moments, steered, token_rewards
-from tunesmith.objectives._rollout import Group, column, deal, everywhere, questions, trees, with_reference
+from tunesmith.objectives._rollout import column, deal, means, questions, trees, with_reference
 from tunesmith.objectives._signs import Watch, signs
 
 LEAST = 1e-8
@@ -98,7 +98,8 @@ class Ppo(Online):
         whole = [batch for part in made for batch in part]
         mean, deviation = moments([batch.extras["advantage"] for batch in whole], policy.ranks)
         ready = [[_whitened(batch, mean, deviation) for batch in part] for part in made]
-        figures = {**self._means(policy, groups), **_of_tokens(policy, whole), "beta": beta}
+        columns = {name: column(groups, name) for name in (*self.told(policy), "distinct")}
+        figures = {**means(columns, policy.ranks), **_of_tokens(policy, whole), "beta": beta}
         if self.target_kl is not None:
             share = policy.ranks.total(float(sum(batch.answers for batch in whole))) / self.horizon
             policy.carried[CARRIED] = steered(beta, figures["kl_answer"], self.target_kl, share)
@@ -143,13 +144,6 @@ class Ppo(Online):
         for name, found in {"advantage": gains, "return": gains + value.cpu().double()}.items():
             batch = batch.with_extra(name, found.to(value))
         return batch
-
-    def _means(self, policy: Policy, groups: Sequence[Group]) -> dict[str, float]:
-        """Means over the answers of all ranks."""
-        names = [*self.told(policy), "distinct"]
-        everyone = everywhere(torch.stack([column(groups, name) for name in names], dim=1), policy.ranks)
-        figures = dict(zip(names, everyone.mean(dim=0).tolist(), strict=True))
-        return {**figures, "reward_std": float(everyone[:, 0].std(unbiased=False))}
 
 
 def _critic(policy: Policy) -> nn.Linear:

@@ -214,8 +214,9 @@ class Loop:
         parts, state = self.parts, self.state
         fresh = [batch.to(parts.policy.device) for batch in parts.steps.batches(state.step)]
         self.before = dict(state.carried)
-        torch.manual_seed(_mix(parts.spec.seed, state.step, ROUND + parts.world.rank))
-        made = parts.objective.round(parts.policy, fresh, _mix(parts.spec.seed, state.step, ROUND + parts.world.rank))
+        seed = _mix(parts.spec.seed, state.step, ROUND + parts.world.rank)
+        torch.manual_seed(seed)
+        made = parts.objective.round(parts.policy, fresh, seed)
         for text in made.notes:
             self._tell("note", {"text": text})
         if parts.objective.online:
