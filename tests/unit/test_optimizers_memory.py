@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
+from saved_bytes import kept_bytes
 from torch import nn
 
 from tunesmith.core.plugins import build
@@ -25,19 +26,8 @@ SIZES = {"num_hidden_layers": 8, "hidden_size": 64, "intermediate_size": 128, "h
 
 def kept(model: nn.Module, batch: Batch) -> int:
     """Bytes that autograd keeps for the backward pass, weights left out."""
-    own = {weight.untyped_storage().data_ptr() for weight in (*model.parameters(), *model.buffers())}
-    found: dict[int, Any] = {}
-
-    def keep(tensor: torch.Tensor) -> torch.Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in own:
-            found[storage.data_ptr()] = storage
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        states = Policy(model, forest=True).hidden(batch, batch.targets.source, batch.targets.row)
-    assert states.requires_grad
-    return sum(storage.nbytes() for storage in found.values())
+    policy = Policy(model, forest=True)
+    return kept_bytes(model, lambda: policy.hidden(batch, batch.targets.source, batch.targets.row))
 
 
 def planned(spec: OptimizerSpec, method: Method) -> Memory:

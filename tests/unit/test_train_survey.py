@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import tiny
 import torch
+from saved_bytes import kept_bytes
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
 from transformers import PreTrainedModel
@@ -29,19 +30,7 @@ def rehearsed(model: PreTrainedModel, method: Method, batch: Batch, **place: Any
 
 def really_kept(policy: Policy, batch: Batch) -> int:
     """Bytes that autograd keeps until the backward pass, each storage once, weights left out."""
-    own = {tensor.untyped_storage().data_ptr() for tensor in (*policy.trained.parameters(), *policy.trained.buffers())}
-    found: dict[int, torch.UntypedStorage] = {}
-
-    def keep(tensor: torch.Tensor) -> torch.Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in own:
-            found[storage.data_ptr()] = storage
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        loss = policy.logprobs(batch).sum()
-    assert loss.requires_grad
-    return sum(storage.nbytes() for storage in found.values())
+    return kept_bytes(policy.trained, lambda: policy.logprobs(batch).sum())
 
 
 def outline(kind: str, **sizes: Any) -> PreTrainedModel:
