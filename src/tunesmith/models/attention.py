@@ -3,11 +3,16 @@
 It is registered with transformers' attention interface under the name `NAME`, so the models' own code runs
 unchanged. With a forest (`layout`) the queries of each segment meet the keys of their ancestors and their own and
 nothing else is computed; without one it is plain masked attention, as generation with a cache needs it.
+
+Segment by segment is the plain twin, which runs everywhere. Where a lever has put kernels on a layer (`give_kernels`),
+the first of them that takes what is asked computes the whole forest at once.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +23,47 @@ from transformers.masking_utils import sdpa_mask
 from tunesmith.models.forest import Layout
 
 NAME = "tunesmith_forest"
+KERNELS = "forest_kernels"
+"""The attribute of a layer that holds its kernels."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """What a layer wants of attention beside its states.
+
+    scale: of the scores; window: how many tokens a query sees, itself among them, None for all; softcap: bound of the
+    scores, None for none; dropout: of the shares; before: keys and values [1, G, n, D] above every root, if there are.
+    """
+
+    scale: float
+    window: int | None = None
+    softcap: float | None = None
+    dropout: float = 0.0
+    before: tuple[Tensor, Tensor] | None = None
+
+
+class Kernel(Protocol):
+    """Attention over a whole forest at once."""
+
+    def takes(self, query: Tensor, value: Tensor, ask: Ask) -> bool:
+        """Whether it computes this, in this number type and on this device."""
+        ...
+
+    def __call__(self, query: Tensor, key: Tensor, value: Tensor, layout: Layout, ask: Ask) -> Tensor:
+        """Query [1, H, N, D], key and value [1, G, N, D]; returns [1, N, H, D]."""
+        ...
+
+
+def give_kernels(model: nn.Module, kernels: Sequence[Kernel]) -> None:
+    """Put kernels on every layer of a model, in the order in which they are asked; none takes them off."""
+    for part in model.modules():
+        if hasattr(part, "layer_idx"):
+            vars(part)[KERNELS] = tuple(kernels)
+
+
+def kernels_of(model: nn.Module) -> tuple[Kernel, ...]:
+    """The kernels on a model's layers."""
+    return next((vars(part)[KERNELS] for part in model.modules() if KERNELS in vars(part)), ())
 
 
 def forest_attention(
@@ -45,11 +91,21 @@ def forest_attention(
     if layout is None:
         causal = attention_mask is None and query.shape[2] > 1 and getattr(module, "is_causal", True)
         return _attend(query, key, value, attention_mask, causal, scale, dropout, softcap), None
+    before = layout.past[module.layer_idx] if layout.past else None  # type: ignore[index]
+    ask = Ask(scale, sliding_window, softcap, dropout, before)
+    for kernel in vars(module).get(KERNELS, ()):
+        if kernel.takes(query, value, ask):
+            return kernel(query, key, value, layout, ask), None
+    return by_segment(query, key, value, layout, ask), None
+
+
+def by_segment(query: Tensor, key: Tensor, value: Tensor, layout: Layout, ask: Ask) -> Tensor:
+    """Attention over a forest, one segment after the other; the shapes are those of a `Kernel`."""
     parts = []
-    before = layout.past[module.layer_idx] if layout.past else (None, None)  # type: ignore[index]
+    before = ask.before or (None, None)
     for number, segment in enumerate(layout.segments):
         spans = [*layout.ancestors[number], segment]
-        mask = layout.mask(number, sliding_window)
+        mask = layout.mask(number, ask.window)
         parts.append(
             _attend(
                 query[:, :, segment.start : segment.stop],
@@ -57,12 +113,12 @@ def forest_attention(
                 _gather(value, spans, before[1]),
                 mask,
                 mask is None,
-                scale,
-                dropout,
-                softcap,
+                ask.scale,
+                ask.dropout,
+                ask.softcap,
             )
         )
-    return torch.cat(parts, dim=1), None
+    return torch.cat(parts, dim=1)
 
 
 def _gather(states: Tensor, spans: list[Any], before: Tensor | None) -> Tensor:

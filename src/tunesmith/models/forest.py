@@ -22,7 +22,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -79,6 +79,11 @@ class Layout:
     def past_length(self) -> int:
         """n, the keys that stand before those of every root."""
         return self.past[0][0].shape[2] if self.past else 0
+
+    @cached_property
+    def kept(self) -> dict[Any, Any]:
+        """What a kernel of attention found out about the tree, for all layers."""
+        return {}
 
     @cached_property
     def _masks(self) -> dict[tuple[int, int | None], Tensor]:
