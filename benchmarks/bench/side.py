@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -53,16 +52,15 @@ def run(side: Side, threads: int = 1) -> Outcome:
         settings.write_text(json.dumps(side.settings), "utf-8")
         command = [python_of(side.environment), "-m", "bench.work", side.work, str(settings), str(result)]
         with log.open("wb") as stream:
-            code = subprocess.run(
-                command, cwd=scratch, env=_env(side, threads), stdout=stream, stderr=stream
-            ).returncode
+            env = _env(side, threads, Path(scratch))
+            code = subprocess.run(command, cwd=scratch, env=env, stdout=stream, stderr=stream).returncode
         if code or not result.is_file():
             raise RuntimeError(f"{side.name} ended with {code}:\n{log.read_text('utf-8', 'replace')[-4000:]}")
         found = json.loads(result.read_text("utf-8"))
     return Outcome(found["figures"], found["versions"])
 
 
-def _env(side: Side, threads: int) -> dict[str, str]:
+def _env(side: Side, threads: int, scratch: Path) -> dict[str, str]:
     """The environment of a side's process; other programs do not see tunesmith's packages."""
     paths = [str(BENCHMARKS)] if side.environment else [str(BENCHMARKS), str(ROOT / "src")]
     given = "" if side.environment else os.environ.get("PYTHONPATH", "")
@@ -73,13 +71,7 @@ def _env(side: Side, threads: int) -> dict[str, str]:
         "OMP_NUM_THREADS": str(threads),
         "MKL_NUM_THREADS": str(threads),
         "TOKENIZERS_PARALLELISM": "false",
-        "CUDA_VISIBLE_DEVICES": os.environ.get("CUDA_VISIBLE_DEVICES", ""),
         "HF_HUB_OFFLINE": "1",
-        "HF_DATASETS_CACHE": str(Path(tempfile.gettempdir()) / "bench-datasets"),
+        "HF_DATASETS_CACHE": str(scratch / "datasets"),
         **side.variables,
     }
-
-
-def own_python() -> str:
-    """The Python that runs the benchmark."""
-    return sys.executable

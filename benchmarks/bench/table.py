@@ -156,10 +156,9 @@ def _cells(group: Group, side: Told) -> list[str]:
 
 
 def _cell(column: Column, side: Told, base: Told | None) -> str:
-    if column.ratio:
-        value = None if base is None else side.ratio(column.figure, base)
-    else:
-        value = side.median(column.figure)
+    if column.ratio and base is None:
+        return ""
+    value = side.ratio(column.figure, base) if column.ratio and base else side.median(column.figure)
     return "" if value is None else f"{value * column.scale:,.{column.digits}f}"
 
 
