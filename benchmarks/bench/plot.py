@@ -7,7 +7,7 @@ from pathlib import Path
 
 from bench.table import Group, Told
 
-COLOURS = {"ours": "#1f6f8b", "plain": "#8fb8c6", "peer": "#b9b4ad"}
+COLOURS = {"ours": "#1f6f8b", "plain": "#8fb8c6", "peer": "#b9b4ad", "other": "#e0ddd8"}
 
 
 def draw(groups: Sequence[Group], file: Path) -> None:

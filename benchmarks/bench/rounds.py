@@ -53,4 +53,4 @@ def _far(entry: Told, all_told: Sequence[Told], measure: str) -> bool:
     """Whether another program's side is far from the best of them; for figures of which less is better."""
     mine = entry.median(measure)
     best = min((v for t in all_told if t.kind == "peer" and (v := t.median(measure)) is not None), default=None)
-    return entry.kind == "peer" and mine is not None and best is not None and mine > FAR * best
+    return entry.kind in ("peer", "other") and mine is not None and best is not None and mine > FAR * best

@@ -14,14 +14,15 @@ from bench.environments import python_of
 
 BENCHMARKS = Path(__file__).resolve().parents[1]
 ROOT = BENCHMARKS.parent
-Kind = Literal["ours", "plain", "peer"]
+Kind = Literal["ours", "plain", "peer", "other"]
 
 
 @dataclass(frozen=True)
 class Side:
     """
     name: as tables show it; work: `module:function`, called with `settings`, which gives back figures by name;
-    kind: `ours`, our slow twin (`plain`), or another program (`peer`); environment: the name of one under
+    kind: `ours`, our slow twin (`plain`), another program (`peer`), or one that
+    does other work and so is shown, but compared with by nobody (`other`); environment: the name of one under
     `benchmarks/peers`, "" for the Python that runs the benchmark; variables: of the process's environment.
     """
 

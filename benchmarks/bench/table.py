@@ -40,7 +40,7 @@ class Column:
 
 @dataclass
 class Told:
-    """A side in a group: its name, its kind (`ours`, `plain`, `peer`), its figures round by round, its versions.
+    """A side in a group: its name, its kind (`ours`, `plain`, `peer`, `other`), its figures round by round, its versions.
 
     rounds: one entry a round of the group, None where the side did not run. fault: why it could not run at all.
     """
@@ -147,7 +147,7 @@ def markdown(group: Group, tongue: Tongue = "en") -> str:
 
 
 def _name(side: Told) -> str:
-    return side.name if side.kind == "peer" else f"**{side.name}**"
+    return f"**{side.name}**" if side.kind in ("ours", "plain") else side.name
 
 
 def _cells(group: Group, side: Told) -> list[str]:
