@@ -89,6 +89,9 @@ def chat(
     drawn = {"max_tokens": max_tokens, "temperature": temperature, "top_p": top_p, "seed": seed}
     sampling = parse(Sampling, drawn, "chat")
     spec = parse(ModelSpec, {"path": target, "device": device, "quantize": quantize}, "chat")
+    from tunesmith.cli import imports
+
+    imports.models()
     from tunesmith.cli.conversation import Conversation
 
     screen.hush()

@@ -44,6 +44,9 @@ def demo(
     folder = output or Path("runs") / f"demo-{time.strftime('%Y%m%d-%H%M%S')}"
     _refuse_used(folder)
     _opening(folder, model)
+    from tunesmith.cli import imports
+
+    imports.models()
     identity = _train("identity", "1  Who am I? A LoRA on 60 short chats", folder, model, steps)
     _before_and_after(identity)
     _measure(identity, "identity_test")

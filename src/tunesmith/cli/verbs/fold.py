@@ -55,6 +55,9 @@ def fold(
     ] = Base.trained,
 ) -> None:
     """Fold an adapter into its base, prove that the result is equal, and save it as a plain model."""
+    from tunesmith.cli import imports
+
+    imports.models()
     from tunesmith.merge.fold import fold as melt
 
     screen.hush()

@@ -27,8 +27,9 @@ def plan(
     ] = None,
 ) -> None:
     """Say how many steps and tokens, and how much memory, disk and time a run will take."""
-    from tunesmith.cli import runs
+    from tunesmith.cli import imports, runs
 
+    imports.models()
     run, base = runs.read(run_file, changes)
     from tunesmith.cli.progress import Display
     from tunesmith.train.plan import plan as work_out

@@ -32,6 +32,9 @@ def resume(
 
     open_run(folder)
     screen.say(f"Resuming {folder}", "bold")
+    from tunesmith.cli import imports
+
+    imports.models()
     from tunesmith.cli.closing import close
     from tunesmith.cli.progress import Display
     from tunesmith.train.verb import resume as go_on

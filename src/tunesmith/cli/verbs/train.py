@@ -30,8 +30,9 @@ def train(
     ] = None,
 ) -> None:
     """Train a model as a run file says, and keep everything about it in a run folder."""
-    from tunesmith.cli import runs
+    from tunesmith.cli import imports, runs
 
+    imports.models()
     run, base = runs.read(run_file, changes)
     screen.say(f"Training {run_file}", "bold")
     from tunesmith.cli.closing import close
