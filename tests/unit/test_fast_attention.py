@@ -21,11 +21,13 @@ from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tunesmith.models.attention import NAME, Ask, by_segment, give_kernels, kernels_of
+from tunesmith.models.fast import attention, release
+from tunesmith.models.fast._flex import Flex
 from tunesmith.models.fast._paths import Paths
+from tunesmith.models.fast._proven import Proven
 from tunesmith.models.fast._states import product_type
 from tunesmith.models.fast._tree import Tree, block_mask, sees
-from tunesmith.models.fast.flex import Flex
-from tunesmith.models.fast.varlen import Varlen, library
+from tunesmith.models.fast._varlen import Varlen, library
 from tunesmith.models.forest import Layout, Segment, plant
 from tunesmith.models.policy import Policy
 from tunesmith.objectives import next_token_loss
@@ -289,11 +291,12 @@ def test_torch_takes_the_call_of_its_kernel(shape: str) -> None:
     assert called.names.count("torch_attn._varlen_attn_backward.default") == 1
 
 
-class Counted(Varlen):
-    """Flash attention's documented meaning, in any number type, for models on a CPU."""
+class Asked(Varlen):
+    """A kernel on a CPU that is right unless `wrong` is done to what it computes."""
 
-    def __init__(self) -> None:
+    def __init__(self, wrong: Callable[[Tensor], Tensor] | None = None) -> None:
         super().__init__(plain_flash, caps=True, device="cpu")
+        self.wrong = wrong or (lambda out: out)
         self.calls = 0
 
     def takes(self, query: Tensor, value: Tensor, ask: Ask) -> bool:
@@ -301,14 +304,14 @@ class Counted(Varlen):
 
     def __call__(self, *states: Any) -> Tensor:
         self.calls += 1
-        return super().__call__(*states)
+        return self.wrong(super().__call__(*states))
 
 
 @pytest.mark.parametrize("family", tiny.FAMILIES)
 def test_every_layer_of_every_family_uses_its_kernel(family: str) -> None:
     model = tiny.model(family)
     model.set_attn_implementation(NAME)
-    batch, kernel = plant(tiny.forest_rows()), Counted()
+    batch, kernel = plant(tiny.forest_rows()), Asked()
     policy = Policy(model, forest=True)
     found = []
     for kernels in ((), (kernel,)):
@@ -326,10 +329,79 @@ def test_every_layer_of_every_family_uses_its_kernel(family: str) -> None:
             torch.testing.assert_close(found[1][1][name], expected, rtol=1e-3, atol=1e-3 * max(size, 1e-3))
 
 
+def failing(out: Tensor) -> Tensor:
+    raise RuntimeError("no kernel image for this device\nand more")
+
+
+class TestProof:
+    @pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16, torch.float16])
+    @pytest.mark.parametrize("past", [0, 3])
+    @pytest.mark.parametrize(("window", "softcap"), [(None, None), (4, None), (None, 2.0)])
+    def test_what_is_right_is_used(
+        self, kind: torch.dtype, past: int, window: int | None, softcap: float | None
+    ) -> None:
+        layout = layout_of("pairs", past)
+        proven = Proven(Asked())
+        query, key, value = (part.detach() for part in states(layout, kind))
+        assert proven.takes(query, value, ask_of(layout, window, softcap)), proven.reasons
+        assert proven(query, key, value, layout, ask_of(layout, window, softcap)).shape == (1, 20, 4, 16)
+
+    @pytest.mark.parametrize(
+        ("wrong", "reason"),
+        [
+            (lambda out: out.roll(1, dims=1), "differs by"),
+            (lambda out: out * torch.where(torch.arange(out.shape[1]) == 390, 1.3, 1.0)[:, None, None], "differs by"),
+            (lambda out: out + out.detach(), "differs by"),
+            (lambda out: 2 * out - out.detach(), "differs by"),
+            (lambda out: out * float("nan"), "differs by nan"),
+            (failing, "fails (RuntimeError: no kernel image for this device"),
+        ],
+    )
+    def test_what_is_wrong_is_not(self, wrong: Callable[[Tensor], Tensor], reason: str) -> None:
+        """A token's values, a value in place of another, or a gradient alone."""
+        layout = layout_of("rows")
+        query, _, value = states(layout, torch.bfloat16)
+        proven = Proven(Asked(wrong))
+        assert not proven.takes(query, value, ask_of(layout))
+        (found,) = proven.reasons.values()
+        assert reason in found
+        assert "\n" not in found
+
+    def test_each_thing_asked_is_tried_once(self) -> None:
+        layout = layout_of("rows")
+        query, _, value = states(layout, torch.float32)
+        kernel = Asked()
+        proven = Proven(kernel)
+        random = torch.get_rng_state()
+        for window in (None, 4, 5, None):
+            assert proven.takes(query, value, ask_of(layout, window))
+        assert kernel.calls == 2
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+            assert proven.takes(query, value, ask_of(layout))
+        assert [kind for kind, *_ in proven.reasons] == [torch.float32, torch.float32, torch.bfloat16]
+        assert torch.equal(random, torch.get_rng_state())
+
+    def test_a_model_on_a_cpu_gets_no_kernels(self) -> None:
+        model = tiny.model("llama")
+        model.set_attn_implementation(NAME)
+        assert attention.pull(model) == 0
+        assert kernels_of(model) == ()
+
+    def test_a_model_on_the_device_gets_them_on_each_layer(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(attention, "DEVICE", "cpu")
+        model = tiny.model("llama")
+        assert attention.pull(model) == 0  # it computes padded rows
+        model.set_attn_implementation(NAME)
+        assert attention.pull(model) == 3
+        assert all(isinstance(kernel, Proven) for kernel in kernels_of(model))
+        release(model)
+        assert kernels_of(model) == ()
+
+
 def test_what_no_kernel_takes_is_computed_by_segment() -> None:
     model = tiny.model("llama", attention_dropout=0.5).train()
     model.set_attn_implementation(NAME)
-    kernel = Counted()
+    kernel = Asked()
     give_kernels(model, (kernel,))
     next_token_loss(Policy(model, forest=True), plant(tiny.forest_rows())).backward()
     assert kernel.calls == 0

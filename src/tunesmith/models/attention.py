@@ -54,11 +54,15 @@ class Kernel(Protocol):
         ...
 
 
-def give_kernels(model: nn.Module, kernels: Sequence[Kernel]) -> None:
-    """Put kernels on every layer of a model, in the order in which they are asked; none takes them off."""
-    for part in model.modules():
-        if hasattr(part, "layer_idx"):
-            vars(part)[KERNELS] = tuple(kernels)
+def give_kernels(model: nn.Module, kernels: Sequence[Kernel]) -> int:
+    """Put kernels on every layer of a model, in the order in which they are asked; none takes them off.
+
+    Returns how many layers there are.
+    """
+    layers = [part for part in model.modules() if hasattr(part, "layer_idx") and hasattr(part, "is_causal")]
+    for layer in layers:
+        vars(layer)[KERNELS] = tuple(kernels)
+    return len(layers)
 
 
 def kernels_of(model: nn.Module) -> tuple[Kernel, ...]:
