@@ -17,7 +17,7 @@ VAGUE = {"util", "utils", "common", "helper", "helpers", "misc", "manager", "man
 
 def python_files() -> Iterator[Path]:
     for folder in ("src", "tests", "seedling", "benchmarks"):
-        yield from (REPOSITORY / folder).rglob("*.py")
+        yield from (file for file in (REPOSITORY / folder).rglob("*.py") if ".environments" not in file.parts)
 
 
 def classes() -> Iterator[tuple[Path, ast.ClassDef]]:

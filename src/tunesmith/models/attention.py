@@ -104,17 +104,23 @@ def forest_attention(
 
 
 def by_segment(query: Tensor, key: Tensor, value: Tensor, layout: Layout, ask: Ask) -> Tensor:
-    """Attention over a forest, one segment after the other; the shapes are those of a `Kernel`."""
-    parts = []
+    """Attention over a forest, one segment after the other; the shapes are those of a `Kernel`.
+
+    States are split once, not sliced a segment at a time: autograd would add up one whole row for each slice.
+    """
+    lengths = [segment.stop - segment.start for segment in layout.segments]
+    queries, keys, values = (states.split(lengths, dim=2) for states in (query, key, value))
+    number_at = {segment.start: number for number, segment in enumerate(layout.segments)}
     before = ask.before or (None, None)
-    for number, segment in enumerate(layout.segments):
-        spans = [*layout.ancestors[number], segment]
+    parts = []
+    for number, above in enumerate(layout.ancestors):
+        path = [*(number_at[part.start] for part in above), number]
         mask = layout.mask(number, ask.window)
         parts.append(
             _attend(
-                query[:, :, segment.start : segment.stop],
-                _gather(key, spans, before[0]),
-                _gather(value, spans, before[1]),
+                queries[number],
+                _behind(before[0], [keys[part] for part in path]),
+                _behind(before[1], [values[part] for part in path]),
                 mask,
                 mask is None,
                 ask.scale,
@@ -125,10 +131,10 @@ def by_segment(query: Tensor, key: Tensor, value: Tensor, layout: Layout, ask: A
     return torch.cat(parts, dim=1)
 
 
-def _gather(states: Tensor, spans: list[Any], before: Tensor | None) -> Tensor:
+def _behind(before: Tensor | None, parts: list[Tensor]) -> Tensor:
     """Keys or values of some segments in a row, behind those that stand before all of them."""
-    parts = [] if before is None else [before.to(states.dtype)]
-    parts += [states[:, :, span.start : span.stop] for span in spans]
+    if before is not None:
+        parts = [before.to(parts[0].dtype), *parts]
     return parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
 
 

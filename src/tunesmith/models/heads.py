@@ -26,8 +26,10 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_N
 
 from tunesmith.models.pooling import Pooling
 
-CHUNK_NUMBERS = 1 << 24
-"""Logits that may exist at once; 64 MiB in float32."""
+CHUNK_NUMBERS = 1 << 25
+"""Logits that may exist at once; 128 MiB in float32."""
+Rooms = tuple[Tensor, Tensor]
+"""Memory for logits and log-probabilities [targets, V], used again and again."""
 Kind = Literal["lm", "score", "tags", "states"]
 KINDS: dict[Kind, str] = {"score": "ForSequenceClassification", "tags": "ForTokenClassification"}
 """How transformers ends the names of its classes with a head for labels."""
@@ -196,8 +198,10 @@ class Head:
         picked = logits.gather(-1, tokens[:, None])[:, 0]
         return torch.lerp(picked, logits.mean(dim=-1), self.smoothing) if self.smoothing else picked
 
-    def with_slopes(self, hidden: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """log p of each token [M], and its gradient by its hidden state [M, d]."""
+    def with_slopes(self, hidden: Tensor, tokens: Tensor, rooms: Rooms | None = None) -> tuple[Tensor, Tensor]:
+        """log p of each token [M], and its gradient by its hidden state [M, d]; rooms: those of `rooms`."""
+        if rooms is not None:
+            return self._in_rooms(hidden, tokens, rooms)
         if type(self.layer) is nn.Linear:
             return self._written_out(hidden, tokens)
         with torch.enable_grad():
@@ -205,6 +209,37 @@ class Head:
             value = self._logprobs(leaf, tokens)
             (slope,) = torch.autograd.grad(value.sum(), leaf)
         return value.detach(), slope
+
+    def rooms(self, hidden: Tensor) -> Rooms | None:
+        """Room for the logits of a chunk of `hidden` [M, d] and what becomes of them, for all its chunks in turn.
+
+        New memory for each chunk costs a processor a quarter of the head's time. None where logits have a cap, or are
+        of a type that is not the weights': there each chunk takes its own.
+        """
+        if self.cap is not None or type(self.layer) is not nn.Linear or torch.is_autocast_enabled(hidden.device.type):
+            return None
+        if hidden.dtype != self.layer.weight.dtype or hidden.dtype not in (torch.float32, torch.float64):
+            return None
+        shape = min(len(hidden), self.chunk), self.entries
+        return hidden.new_empty(shape), hidden.new_empty(shape)
+
+    def _in_rooms(self, hidden: Tensor, tokens: Tensor, rooms: Rooms) -> tuple[Tensor, Tensor]:
+        """The same in memory that is there: the gradient by the state is W[token] - softmax(z) W."""
+        layer = cast(nn.Linear, self.layer)
+        logits = torch.mm(hidden, layer.weight.T, out=rooms[0][: len(tokens)])
+        if layer.bias is not None:
+            logits.add_(layer.bias)
+        if self.scale != 1.0:
+            logits.mul_(self.scale)
+        if self.bias is not None:
+            logits.add_(self.bias.view(-1))
+        known = torch.log_softmax(logits, dim=-1, out=rooms[1][: len(tokens)])  # type: ignore[call-overload]
+        picked = self._picked(known, tokens)
+        aim = layer.weight[tokens]
+        if self.smoothing:
+            aim = torch.lerp(aim, layer.weight.mean(dim=0), self.smoothing)
+        slope = aim.addmm_(known.exp_(), layer.weight, alpha=-1.0)
+        return picked.float(), slope.mul_(self.scale) if self.scale != 1.0 else slope
 
     def _written_out(self, hidden: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """The same by hand, in one buffer of logits: the gradient by z is onehot - softmax z, then caps and scales."""
@@ -228,8 +263,12 @@ class Head:
 
     def chunks(self, hidden: Tensor, tokens: Tensor) -> list[tuple[Tensor, Tensor]]:
         """Hidden states and tokens in parts whose logits may exist at once."""
-        size = max(16, CHUNK_NUMBERS // self.entries)
-        return list(zip(hidden.split(size), tokens.split(size), strict=True))
+        return list(zip(hidden.split(self.chunk), tokens.split(self.chunk), strict=True))
+
+    @property
+    def chunk(self) -> int:
+        """How many targets' logits may exist at once."""
+        return max(16, CHUNK_NUMBERS // self.entries)
 
 
 def _scaled_by_width(model: PreTrainedModel) -> bool:
@@ -245,8 +284,9 @@ class _FrozenHead(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, tokens: Tensor, head: Head) -> Tensor:
         logprobs, slopes = [], []
+        rooms = head.rooms(hidden)
         for part, wanted in head.chunks(hidden.detach(), tokens):
-            value, slope = head.with_slopes(part, wanted)
+            value, slope = head.with_slopes(part, wanted, rooms)
             logprobs.append(value)
             slopes.append(slope)
         ctx.save_for_backward(torch.cat(slopes))

@@ -46,11 +46,12 @@ class Rehearsed:
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where and in which number type a model computes; forest: whether forests may be tried."""
+    """Where and in which number type a model computes; forest: whether forests may be tried; fast: its levers."""
 
     device: torch.device = CPU
     dtype: torch.dtype = torch.float32
     forest: bool = True
+    fast: str | tuple[str, ...] = "auto"
 
 
 def rehearse(

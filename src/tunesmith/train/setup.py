@@ -33,6 +33,7 @@ from tunesmith.data.tokenizer import Codec
 from tunesmith.methods import Method, hold_in
 from tunesmith.models.ancestor import KeysAndValues, ancestor_of
 from tunesmith.models.device import memory_bytes
+from tunesmith.models.fast import described, quicken
 from tunesmith.models.forest import Batch
 from tunesmith.models.load import Loaded, context_of, fingerprint, load, load_codec, load_config, skeleton, told_of
 from tunesmith.models.policy import Policy
@@ -173,6 +174,8 @@ def build(inputs: Inputs, world: World | None, tell: Tell) -> Ready:
         )
         tell(Event("note", values={"text": text}))
     hold_in(trained, inputs.optimizer.holds)
+    if text := described(run.model.fast, quicken(trained, run.model.fast, loaded.choice.device)):
+        tell(Event("note", values={"text": text}))
     policy.beside = objective.equip(policy)
     learned = Learned.of(trained, method, policy.beside)
     groups = _groups(inputs, trained, policy.beside)
@@ -232,7 +235,7 @@ def shape(inputs: Inputs, checkpointing: bool) -> Shape:
         skeleton(inputs.found, inputs.objective.head),
         inputs.method.outline(),
         inputs.optimizer,
-        place=Place(place.choice.device, place.choice.dtype, run.model.attention != "padded"),
+        place=Place(place.choice.device, place.choice.dtype, run.model.attention != "padded", run.model.fast),
         held=place.held,
         tokens=max(rows, min(run.train.tokens_per_batch, int(inputs.lengths.sum()))),
         row=rows,

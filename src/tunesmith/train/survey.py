@@ -29,6 +29,7 @@ from tunesmith.core.problem import Problem
 from tunesmith.core.rows import Piece, TokenRow
 from tunesmith.methods import Method, hold_in, trainable
 from tunesmith.models.device import memory_bytes
+from tunesmith.models.fast import quicken
 from tunesmith.models.forest import Batch, plant
 from tunesmith.models.quantize import Held, saved_bytes, written_bytes
 from tunesmith.optimizers import OptimizerSpec, named
@@ -116,6 +117,7 @@ def survey(
         model.gradient_checkpointing_enable({"use_reentrant": False})
         model.enable_input_require_grads()
     hold_in(trained, optimizer.holds)
+    quicken(trained, place.fast, place.device)
     trained.train()
     sides = model.config.is_encoder_decoder
     layers = _layers(model) if sides else model.config.get_text_config().num_hidden_layers

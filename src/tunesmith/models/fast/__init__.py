@@ -1,0 +1,92 @@
+"""Levers: pieces of a loaded model computed faster, one a file, each beside the plain piece that is its oracle.
+
+    model ─▶ lora      PEFT's LoRA layers as one autograd function
+          ├▶ mlp       gated MLPs as one autograd function
+          ├▶ norm      RMS norms in few passes
+          ├▶ attention attention over a whole forest at once, on a GPU
+          └▶ compile   layers compiled by torch, where it is asked for
+                  (`off`: the model's and PEFT's own modules, unchanged)
+
+A lever only changes how a module is computed: it binds another `forward` to the module itself. Weights, names, classes,
+saving and folding know nothing of it, and where a lever cannot compute what is asked at a moment (an adapter switched
+off, dropout, somebody listening to an inner layer), it calls the module's own `forward`. Whether a module computes
+what a lever takes it for is found by trying, once for each class: values and gradients of both must agree.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from importlib import import_module
+from types import MethodType
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from tunesmith.core.problem import Problem
+from tunesmith.models.attention import KERNELS
+
+LEVERS: Mapping[str, tuple[str, ...]] = {
+    "lora": ("cpu", "cuda", "mps"),
+    "mlp": ("cpu", "cuda", "mps"),
+    "norm": ("cpu",),
+    "rotary": ("cpu",),
+    "attention": ("cuda",),
+    "compile": (),
+}
+"""The names of levers, which are those of their files, and the devices on which `auto` uses them."""
+
+Forward = Callable[..., Tensor]
+
+
+class Lever(Protocol):
+    """What a lever's file holds."""
+
+    def pull(self, model: nn.Module) -> int:
+        """Change how a model is computed; returns for how many of its pieces."""
+        ...
+
+
+def quicken(model: nn.Module, chosen: str | Sequence[str], device: torch.device) -> dict[str, int]:
+    """Put levers on a model with its method: those for the device (`auto`), none (`off`), or those that are named.
+
+    Returns how many pieces each took. Levers that were on the model before are taken off.
+    """
+    release(model)
+    names = list(chosen) if not isinstance(chosen, str) else []
+    if chosen == "auto":
+        names = [name for name, kinds in LEVERS.items() if device.type in kinds]
+    return {name: import_module(f"{__name__}.{name}").pull(model) for name in names}
+
+
+def described(chosen: str | Sequence[str], took: Mapping[str, int]) -> str:
+    """What levers took, for a person; empty where they took nothing.
+
+    Raises:
+        Problem: a lever that was named takes nothing.
+    """
+    idle = [name for name, count in took.items() if not count and not isinstance(chosen, str)]
+    if idle:
+        raise Problem("model.fast", f"{idle[0]} finds nothing in this model that it could compute", "Leave it out")
+    pieces = ", ".join(f"{name} {count}" for name, count in took.items() if count)
+    return f"computed faster: {pieces} (model.fast)" if pieces else ""
+
+
+def release(model: nn.Module) -> None:
+    """Take all levers off a model."""
+    for module in model.modules():
+        if "quickened" in vars(module):
+            del module.forward, vars(module)["quickened"]
+        for name in (KERNELS, "_compiled_call_impl"):
+            vars(module).pop(name, None)
+
+
+def bind(module: nn.Module, forward: Callable[..., Any], name: str) -> None:
+    """Compute a module by `forward(module, ...)`."""
+    vars(module)["quickened"] = name
+    module.forward = MethodType(forward, module)
+
+
+def plain(module: Any, *args: Any, **kwargs: Any) -> Any:
+    """What a module computes by itself, without the lever on it."""
+    return type(module).forward(module, *args, **kwargs)

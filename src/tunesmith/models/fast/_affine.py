@@ -1,0 +1,122 @@
+"""The arithmetic of a matrix with a low-rank change beside it, forward and backward, in as few buffers as it takes.
+
+    y = x W' + b + s (x A') B'                       t = x A'
+    dx = dy W + s (dy B) A                           v = dy B
+    dA = s v' x,   dB = s dy' t,   dW = dy' x,   db = sum dy
+
+(LoRA, arXiv:2106.09685.) The change is added into the buffer that the matrix product has made, so it costs its own few
+operations and no new memory: on a processor most of the price of PEFT's own way is memory taken and given back.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from peft.tuners.lora.layer import Linear as LoraLinear
+from torch import Tensor, nn
+
+
+class Affine(NamedTuple):
+    """What a layer computes. weight W [out, in]; bias b [out]; down A [r, in]; up B [out, r]; scale s."""
+
+    weight: Tensor
+    bias: Tensor | None = None
+    down: Tensor | None = None
+    up: Tensor | None = None
+    scale: float = 1.0
+
+    @property
+    def tensors(self) -> tuple[Tensor | None, ...]:
+        """What autograd is told of."""
+        return self[:4]
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        """x [N, in] to y [N, out], and t [N, r] where there is a change."""
+        y = x @ self.weight.t() if self.bias is None else torch.addmm(self.bias, x, self.weight.t())
+        if self.down is None or self.up is None:
+            return y, None
+        t = x @ self.down.t()
+        return y.addmm_(t, self.up.t(), alpha=self.scale), t
+
+    def backward(self, dy: Tensor, into: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        """dy [N, out] to dx [N, in], added to `into` where that is given, and v [N, r] where there is a change."""
+        dx = dy @ self.weight if into is None else into.addmm_(dy, self.weight)
+        if self.down is None or self.up is None:
+            return dx, None
+        v = dy @ self.up
+        return dx.addmm_(v, self.down, alpha=self.scale), v
+
+    def learned(
+        self, needs: tuple[bool, ...], x: Tensor, dy: Tensor, t: Tensor | None, v: Tensor | None
+    ) -> tuple[Tensor | None, ...]:
+        """The gradients of `tensors`, None for those that `needs` leaves out; v is found where it is None."""
+        weight, bias, down, up = needs
+        if down and v is None and self.up is not None:
+            v = dy @ self.up
+        return (
+            dy.t() @ x if weight else None,
+            dy.sum(dim=0) if bias else None,
+            (v.t() @ x).mul_(self.scale) if down and v is not None else None,
+            (t.t() @ dy).t().mul(self.scale) if up and t is not None else None,
+        )
+
+
+def affine_of(layer: Any) -> Affine | None:
+    """What a layer computes at this moment; None where it is more than this, or somebody listens to it.
+
+    nn.Linear, and PEFT's LoRA around one with a single plain adapter, on or switched off, whose dropout does nothing.
+    """
+    if layer._forward_hooks or layer._forward_pre_hooks:
+        return None
+    if type(layer) is nn.Linear:
+        return Affine(layer.weight, layer.bias)
+    if type(layer) is not LoraLinear or type(layer.base_layer) is not nn.Linear:
+        return None
+    base = affine_of(layer.base_layer)
+    if base is None or layer.disable_adapters or layer.merged:
+        return None if layer.merged else base
+    return _changed(layer, base)
+
+
+def _changed(layer: LoraLinear, base: Affine) -> Affine | None:
+    names = [name for name in layer.active_adapters if name in layer.lora_A]
+    if len(names) != 1 or names[0] in layer.lora_variant:
+        return None if names else base
+    down, up = layer.lora_A[names[0]], layer.lora_B[names[0]]
+    dropout: Any = layer.lora_dropout[names[0]]
+    still = isinstance(dropout, nn.Identity) or not dropout.training or dropout.p == 0
+    if not still or type(down) is not nn.Linear or type(up) is not nn.Linear or up.bias is not None:
+        return None
+    if any(part._forward_hooks or part._forward_pre_hooks for part in (down, up)):
+        return None
+    return Affine(base.weight, base.bias, down.weight, up.weight, float(layer.scaling[names[0]]))
+
+
+def settled(x: Tensor, *layers: Affine | None) -> tuple[Tensor, tuple[Affine, ...]] | None:
+    """x and the layers in the type that products are computed in; None where a layer's matrix is of another type.
+
+    Under autocast that is autocast's, and what stands beside the matrix is computed in it too, as PEFT's would be.
+    """
+    kind = x.device.type
+    cast = torch.is_autocast_enabled(kind)
+    dtype = torch.get_autocast_dtype(kind) if cast else x.dtype
+    out: list[Affine] = []
+    for layer in layers:
+        if layer is None or layer.weight.dtype != dtype:
+            return None
+        if cast:
+            layer = layer._replace(**{name: _as(getattr(layer, name), dtype) for name in ("bias", "down", "up")})
+        elif any(part is not None and part.dtype != dtype for part in layer.tensors):
+            return None
+        out.append(layer)
+    return x.to(dtype), tuple(out)
+
+
+def _as(part: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    return None if part is None else part.to(dtype)
+
+
+def untyped(x: Tensor) -> torch.autocast:
+    """Products in the types that are given, whatever autocast says."""
+    return torch.autocast(x.device.type, enabled=False)

@@ -1,0 +1,127 @@
+"""Gated MLPs as one autograd function:  y = down(act(gate x) * up x).
+
+Kept for the backward pass are x, gate x and up x; the product before `down` is found again from these, and each buffer
+is used again as soon as what it holds has been read. The layers may have LoRA beside them (`_affine`), or learn whole.
+
+    dh = dy Wd           h = act(g) * u
+    du = dh * act(g)     dg = dh * u * act'(g)       dx = dg Wg + du Wu
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd import Function
+from torch.autograd.function import once_differentiable
+from transformers.activations import GELUTanh
+
+from tunesmith.models.fast import plain
+from tunesmith.models.fast._affine import Affine, affine_of, settled, untyped
+from tunesmith.models.fast._trial import take
+
+PARTS = ("gate_proj", "up_proj", "down_proj")
+aten: Any = torch.ops.aten
+
+
+class Gate(NamedTuple):
+    """An activation: its value, and its value together with its slope."""
+
+    value: Callable[[Tensor], Tensor]
+    both: Callable[[Tensor], tuple[Tensor, Tensor]]
+
+
+def _silu(x: Tensor) -> tuple[Tensor, Tensor]:
+    """x s and s + x s (1 - s), where s is the sigmoid of x: one exponential for both."""
+    share = torch.sigmoid(x)
+    value = x * share
+    return value, torch.lerp(value, value.new_ones(()), share, out=share)
+
+
+def _gelu(approximate: str) -> Gate:
+    def value(x: Tensor) -> Tensor:
+        return F.gelu(x, approximate=approximate)
+
+    return Gate(
+        value, lambda x: (value(x), aten.gelu_backward(x.new_ones(()).expand_as(x), x, approximate=approximate))
+    )
+
+
+GATES = {"silu": Gate(F.silu, _silu), "gelu": _gelu("none"), "tanh": _gelu("tanh")}
+
+
+def pull(model: nn.Module) -> int:
+    """Compute a model's gated MLPs so; returns how many there are."""
+    return take(model, "mlp", _forward, _looks_alike, lambda part: part.gate_proj.in_features)
+
+
+def _looks_alike(part: Any) -> bool:
+    layers = [getattr(part, name, None) for name in PARTS]
+    return gate_of(getattr(part, "act_fn", None)) is not None and None not in [
+        affine_of(layer) if isinstance(layer, nn.Module) else None for layer in layers
+    ]
+
+
+def gate_of(activation: object) -> str | None:
+    """The name in `GATES` of a module's activation, None for others."""
+    if isinstance(activation, nn.SiLU) or type(activation).__name__ == "SiLUActivation":
+        return "silu"
+    if isinstance(activation, GELUTanh) or (isinstance(activation, nn.GELU) and activation.approximate == "tanh"):
+        return "tanh"
+    return "gelu" if isinstance(activation, nn.GELU) or type(activation).__name__ == "GELUActivation" else None
+
+
+def _forward(part: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    ready = None if args or kwargs else settled(x, *(affine_of(getattr(part, name)) for name in PARTS))
+    gate = gate_of(part.act_fn)
+    if ready is None or gate is None:
+        return plain(part, x, *args, **kwargs)
+    x, layers = ready
+    with untyped(x):
+        tensors = [tensor for layer in layers for tensor in layer.tensors]
+        return Gated.apply(x, gate, [layer.scale for layer in layers], *tensors)  # type: ignore[no-any-return]
+
+
+def _layers(tensors: Any, scales: list[float]) -> list[Affine]:
+    return [Affine(*tensors[4 * n : 4 * n + 4], scale) for n, scale in enumerate(scales)]  # type: ignore[call-arg]
+
+
+class Gated(Function):
+    """x [..., d] through a gated MLP, to [..., d]."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, gate: str, scales: list[float], *tensors: Tensor | None) -> Tensor:
+        first, second, last = _layers(tensors, scales)
+        rows = x.reshape(-1, x.shape[-1])
+        (g, tg), (u, tu) = first.forward(rows), second.forward(rows)
+        y, th = last.forward(GATES[gate].value(g).mul_(u))
+        ctx.gate, ctx.scales = gate, scales
+        ctx.save_for_backward(rows, g, u, tg, tu, th, *tensors)
+        return y.view(*x.shape[:-1], -1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:  # type: ignore[override]
+        rows, g, u, tg, tu, th, *tensors = ctx.saved_tensors
+        first, second, last = _layers(tensors, ctx.scales)
+        needs, gate = ctx.needs_input_grad[3:], GATES[ctx.gate]
+        dy = grads[0].reshape(-1, grads[0].shape[-1])
+        dh, vh = last.backward(dy)
+        value, slope = gate.both(g)
+        h = value * u
+        learned = last.learned(needs[8:], h, dy, th, vh)
+        dg = torch.mul(dh, u, out=h).mul_(slope)
+        del slope
+        du = dh.mul_(value)
+        del value
+        dx, vg = first.backward(dg)
+        dx, vu = second.backward(du, into=dx)
+        learned = (
+            *first.learned(needs[:4], rows, dg, tg, vg),
+            *second.learned(needs[4:8], rows, du, tu, vu),
+            *learned,
+        )
+        return dx.view(*grads[0].shape[:-1], -1), None, None, *learned
