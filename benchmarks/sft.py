@@ -9,46 +9,25 @@ does beside (collating, clipping, logging), not its start.
 
 from __future__ import annotations
 
-import sys
-from typing import Any
+from bench.contestants import BATCH_1, KEPT, PACKED, hugging, llamafactory, ours, trl
+from bench.training import ROUGH, Contest, Work, chosen, command, options, shape_of, show
 
-from bench.side import Kind, Side
-from bench.training import Contest, Work, chosen, options, ours, shape_of, show
-
-ROUGH = {"loss": 1e-3, "learned": 0}
-"""For products in bfloat16."""
-OTHER_WORK = {"learned": 0}
-"""For packing in which rows see each other: another loss, and no fault of a side."""
-LOOSE = {"TRL, defaults": ROUGH, "LLaMA-Factory, packing, rows see each other": OTHER_WORK}
-BATCH_1: dict[str, Any] = {"per_device_train_batch_size": 1}
-KEPT: dict[str, Any] = {"disable_gradient_checkpointing": True}
-
-
-def hugging(name: str, **settings: Any) -> Side:
-    return Side(f"transformers + PEFT, {name}", "peers.hugging:train", settings, "peer", "trl")
-
-
-def trl(name: str, *, plain: bool = True, **more: Any) -> Side:
-    return Side(f"TRL, {name}", "peers.trl_sft:train", {"plain": plain, "more": more}, "peer", "trl")
-
-
-def llamafactory(name: str, kind: Kind = "peer", **more: Any) -> Side:
-    return Side(f"LLaMA-Factory, {name}", "peers.llamafactory_train:train", {"more": more}, kind, "llamafactory")
-
-
+SEEN = "packing, rows see each other"
 SIDES = [
-    hugging("batch 8", batch=8),
-    hugging("batch 1", batch=1),
+    hugging("PEFT, batch 8", batch=8),
+    hugging("PEFT, batch 1", batch=1),
     trl("defaults", plain=False),
-    trl("packing", packing=True, max_length=2048),
+    trl("packing", **PACKED),
     trl("padding-free", padding_free=True),
     trl("batch 1", **BATCH_1),
     llamafactory("defaults"),
     llamafactory("padded, activations kept", **KEPT),
-    llamafactory("packing, rows see each other", "other", packing=True, cutoff_len=2048, **BATCH_1, **KEPT),
+    llamafactory(SEEN, "other", packing=True, cutoff_len=2048, **BATCH_1, **KEPT),
     llamafactory("packing, rows apart", neat_packing=True, cutoff_len=2048, **BATCH_1, **KEPT),
     llamafactory("batch 1", **BATCH_1, **KEPT),
 ]
+LOOSE = {"TRL, defaults": ROUGH, f"LLaMA-Factory, {SEEN}": {"learned": 0}}
+"""TRL multiplies in bfloat16 by default; where rows see each other the loss is another one."""
 
 
 def main() -> None:
@@ -56,13 +35,7 @@ def main() -> None:
     asked = options(__doc__ or "", rows=12).parse_args()
     shape = shape_of(asked)
     work = Work(shape.name, "LoRA, one step", "LoRA，一步", shape, "lora", "instructions", asked.rows)
-    sides = chosen([*ours(), *SIDES], asked)
-    show("sft", Contest(work, sides, LOOSE).measured(asked.repeats, command()), asked)
-
-
-def command() -> str:
-    """The command that repeats this."""
-    return " ".join(["python", "benchmarks/sft.py", *sys.argv[1:]])
+    show("sft", Contest(work, chosen([*ours(), *SIDES], asked), LOOSE).measured(asked.repeats, command()), asked)
 
 
 if __name__ == "__main__":

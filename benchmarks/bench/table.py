@@ -40,7 +40,7 @@ class Column:
 
 @dataclass
 class Told:
-    """A side in a group: its name, its kind (`ours`, `plain`, `peer`, `other`), its figures round by round, its versions.
+    """A side in a group: its name, its kind (as `Side` has it), its figures round by round, its versions.
 
     rounds: one entry a round of the group, None where the side did not run. fault: why it could not run at all.
     """

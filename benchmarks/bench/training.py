@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import shlex
+import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from bench import material, rows
 from bench.agree import Within, refuse
@@ -23,13 +25,15 @@ COLUMNS = [
     Column("loss", "loss", "损失", 5),
     Column("cpu", "CPU s", "CPU 秒", 1),
     Column("cpu", "ratio", "比值", 2, ratio=True),
-    Column("speed", "tokens a CPU s", "每 CPU 秒词元数", 0),
+    Column("speed", "tokens a CPU s", "每 CPU 秒 token", 0),
     Column("share", "of the machine's rate, %", "占机器速率的 %", 0),
     Column("memory", "peak GB", "内存峰值 GB", 1, scale=1e-3),
     Column("memory", "ratio", "比值", 2, ratio=True),
 ]
 SAME: Within = {"loss": 1e-5, "gradient": 1e-3, "learned": 0}
 """Loss and norm of the gradient before anything was learned, and how many tokens are learned."""
+ROUGH: Within = {"loss": 1e-3, "learned": 0}
+"""For products in bfloat16."""
 WARM = 2
 MACHINE_TOKENS = 2048
 """Rows of the products whose rate stands for the machine's."""
@@ -128,7 +132,7 @@ def group(work: Work, told: list[Told], gflops: float, command: str) -> Group:
         f"can be below {facts['limit_cpu']:.1f} CPU s."
     )
     said_zh = (
-        f"{work.about_zh}：{len(lengths)} 行，{tokens:,} 个词元，其中 {learned:,} 个被学习；{work.shape.name} 形状的 "
+        f"{work.about_zh}：{len(lengths)} 行，{tokens:,} 个 token，其中 {learned:,} 个被学习；{work.shape.name} 形状的 "
         f"{work.shape.layers} 层，随机权重，float32，一个线程。这一步至少需要 {facts['gflop']:,} GFLOP；"
         f"这台机器上同样形状的矩阵乘法为 {gflops:.0f} GFLOP/s，所以任何程序都不会低于 {facts['limit_cpu']:.1f} CPU 秒。"
     )
@@ -159,19 +163,13 @@ def chosen(sides: Sequence[Side], asked: argparse.Namespace) -> list[Side]:
     return [side for side in sides if any(word in side.name for word in words)]
 
 
+def command() -> str:
+    """The command that repeats this."""
+    return shlex.join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]])
+
+
 def show(benchmark: str, group: Group, asked: argparse.Namespace) -> None:
     """Print a group's table, and keep its figures unless that was not wanted."""
     print(f"{group.en}\n\n{markdown(group)}\n", flush=True)
     if not asked.dry:
         print(f"kept in {write(benchmark, [group])}; python -m bench.page puts it into the pages", flush=True)
-
-
-def ours(**settings: Any) -> list[Side]:
-    """tunesmith as it is, and with its fast paths off, where it has that option."""
-    from tunesmith.core.run import ModelSpec
-
-    sides = [Side("tunesmith", "bench.ours:train", settings, "ours")]
-    if "fast" in ModelSpec.model_fields:
-        off = {**settings, "model": {**settings.get("model", {}), "fast": "off"}}
-        sides.append(Side("tunesmith, fast off", "bench.ours:train", off, "plain"))
-    return sides
