@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import json
 import os
@@ -13,6 +14,7 @@ from typing import Any
 import pytest
 
 from tunesmith.cli.imports import LATE, Later
+from tunesmith.models.unloaded import unloaded
 
 SOURCE = Path(__file__).resolve().parents[2] / "src"
 PACKAGES = sorted({late.source.partition(".")[0] for late in LATE})
@@ -56,12 +58,20 @@ def asks(module):
     return False
 
 
+from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.utils import import_utils
 
+from tunesmith.core.plugins import build
+
+small = dict(hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1, vocab_size=8)
+tuned = build("method", {"lora": {"rank": 1}}).apply(LlamaForCausalLM(LlamaConfig(**small)))
+
 late = {entry.module: sys.modules[entry.module] for entry in imports.LATE}
+loaded = set(sys.modules)
 match = late["transformers.loss.loss_rt_detr"].linear_sum_assignment
 told = {
-    "loaded": sorted(PACKAGES & set(sys.modules)),
+    "adapted": sum(type(part).__name__ == "Linear" and hasattr(part, "lora_A") for part in tuned.modules()),
+    "loaded": sorted(PACKAGES & loaded),
     "asking": sorted(name for name, module in fresh.items() if module is not None and asks(module)),
     "seen": {name: getattr(import_utils, f"is_{name}_available")() for name in PACKAGES},
     "stands": all(isinstance(getattr(late[entry.module], entry.name), imports.Later) for entry in imports.LATE),
@@ -92,6 +102,7 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 
 def test_packages_are_not_loaded_and_are_not_taken_for_absent(told: dict[str, Any]) -> None:
+    assert told["adapted"] == 7
     assert told["loaded"] == []
     assert told["seen"] == dict.fromkeys(PACKAGES, True)
 
@@ -111,3 +122,27 @@ def test_a_name_that_is_not_there_is_an_attribute_error() -> None:
     assert Later("json", "dumps")([1]) == "[1]"
     with pytest.raises(AttributeError):
         Later("json", "").nothing  # noqa: B018  # asking is the test
+
+
+def test_only_what_is_not_loaded_looks_absent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a_package_of_layers.py").write_text("here = True\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with unloaded("a_package_of_layers", "json", "no_such_package") as hidden:
+        assert hidden == {"a_package_of_layers"}
+        assert importlib.util.find_spec("a_package_of_layers") is None
+        with pytest.raises(ModuleNotFoundError):
+            importlib.import_module("a_package_of_layers")
+    assert importlib.import_module("a_package_of_layers").here
+    with unloaded("a_package_of_layers") as hidden:
+        assert not hidden
+    del sys.modules["a_package_of_layers"]
+
+
+def test_libraries_look_again() -> None:
+    from transformers.utils.import_utils import is_scipy_available
+
+    there = is_scipy_available()
+    with unloaded():
+        assert is_scipy_available.cache_info().currsize == 0
+        assert is_scipy_available() is there
+    assert is_scipy_available.cache_info().currsize == 0

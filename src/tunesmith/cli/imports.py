@@ -14,10 +14,10 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
+
+from tunesmith.models.unloaded import unloaded
 
 _MATCHED = ("deformable_detr", "for_object_detection", "grounding_dino", "lw_detr", "rf_detr", "rt_detr")
 
@@ -48,9 +48,6 @@ LATE = (
 )
 """What is loaded later, and where it is looked for."""
 
-ASKED = ("transformers.utils.import_utils", "peft.import_utils")
-"""The modules that remember which packages are there."""
-
 
 def models() -> None:
     """Import transformers and PEFT without what is loaded later; nothing is done where transformers is loaded already.
@@ -59,7 +56,7 @@ def models() -> None:
     """
     if "transformers" in sys.modules:
         return
-    with _absent({late.source.partition(".")[0] for late in LATE}) as hidden:
+    with unloaded(*{late.source.partition(".")[0] for late in LATE}) as hidden:
         for package in ("peft", "transformers.generation"):
             importlib.import_module(package)
         asking = [late for late in LATE if importlib.util.find_spec(late.module)]  # other versions may have others
@@ -81,24 +78,3 @@ class Later:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(importlib.import_module(self._source), name)
-
-
-@contextmanager
-def _absent(packages: set[str]) -> Iterator[set[str]]:
-    """Let packages that are installed and not yet loaded look as if they were not there; gives their names."""
-    hidden = {name for name in packages if name not in sys.modules and importlib.util.find_spec(name)}
-    sys.modules.update(dict.fromkeys(hidden))  # type: ignore[arg-type]  # None is Python's own sign for "not there"
-    try:
-        yield hidden
-    finally:
-        for name in hidden:
-            del sys.modules[name]
-        _forget()
-
-
-def _forget() -> None:
-    """Have the libraries look again for packages when they are next asked."""
-    for name in ASKED:
-        for answer in vars(sys.modules[name]).values():
-            if getattr(answer, "__name__", "").startswith("is_") and hasattr(answer, "cache_clear"):
-                answer.cache_clear()

@@ -26,6 +26,7 @@ from tunesmith.core.problem import Problem, nearest
 from tunesmith.methods import Method, hold_in_float32
 from tunesmith.models.heads import HeadSpec, head_parts
 from tunesmith.models.load import keep_head
+from tunesmith.models.unloaded import OF_LAYERS, unloaded
 
 ALL = "all-linear"
 PACKAGE = str(Path(peft.__file__).parent)
@@ -93,7 +94,7 @@ class ThroughPeft(Method):
         self._check_adopted(model, saved)
         for option in self.free & set(self.words):
             setattr(saved, self.words[option], getattr(self, option))
-        with heeded(str(adapter), self.harmless):
+        with heeded(str(adapter), self.harmless), unloaded(*OF_LAYERS):
             trained = PeftModel.from_pretrained(model, str(adapter), is_trainable=True, config=saved)
         hold_in_float32(trained)
         return trained
@@ -115,7 +116,7 @@ class ThroughPeft(Method):
 
     def _put_on(self, model: PreTrainedModel, config: PeftConfig) -> PeftModel:
         try:
-            with heeded(f"method.{self.name()}", self.harmless):
+            with heeded(f"method.{self.name()}", self.harmless), unloaded(*OF_LAYERS):
                 return get_peft_model(model, config)  # type: ignore[return-value]
         except (ValueError, TypeError, NotImplementedError) as error:
             raise Problem(

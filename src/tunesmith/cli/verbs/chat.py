@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tunesmith.cli import screen
+from tunesmith.cli import imports, screen
 
 if TYPE_CHECKING:
     from tunesmith.cli.conversation import Conversation, Speaker
@@ -89,8 +89,6 @@ def chat(
     drawn = {"max_tokens": max_tokens, "temperature": temperature, "top_p": top_p, "seed": seed}
     sampling = parse(Sampling, drawn, "chat")
     spec = parse(ModelSpec, {"path": target, "device": device, "quantize": quantize}, "chat")
-    from tunesmith.cli import imports
-
     imports.models()
     from tunesmith.cli.conversation import Conversation
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tunesmith.cli import screen
+from tunesmith.cli import imports, screen
 
 if TYPE_CHECKING:
     from tunesmith.core.records import Chat
@@ -44,8 +44,6 @@ def demo(
     folder = output or Path("runs") / f"demo-{time.strftime('%Y%m%d-%H%M%S')}"
     _refuse_used(folder)
     _opening(folder, model)
-    from tunesmith.cli import imports
-
     imports.models()
     identity = _train("identity", "1  Who am I? A LoRA on 60 short chats", folder, model, steps)
     _before_and_after(identity)

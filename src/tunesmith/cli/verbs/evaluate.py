@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tunesmith.cli import screen
+from tunesmith.cli import imports, screen
 
 if TYPE_CHECKING:
     from tunesmith.evaluate.results import Results
@@ -64,8 +64,6 @@ def evaluate(
     specs = [DataSpec(path=path, prompt=prompt) for path in data or ()]
     value: dict[str, Any] = {"generate": generate, "max_rows": max_rows, "beside": beside or []}
     settings = _settings(value | ({"metrics": [_metric(name) for name in metric]} if metric else {}), changes or [])
-    from tunesmith.cli import imports
-
     imports.models()
     from tunesmith.cli.progress import Counting
     from tunesmith.evaluate.verb import evaluate as measure

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from tunesmith.cli import screen
+from tunesmith.cli import imports, screen
 
 EPILOG = """\
 Examples:
@@ -55,8 +55,6 @@ def fold(
     ] = Base.trained,
 ) -> None:
     """Fold an adapter into its base, prove that the result is equal, and save it as a plain model."""
-    from tunesmith.cli import imports
-
     imports.models()
     from tunesmith.merge.fold import fold as melt
 

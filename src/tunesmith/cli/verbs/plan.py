@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from tunesmith.cli import screen
+from tunesmith.cli import imports, screen
 
 EPILOG = """\
 Examples:
@@ -27,7 +27,7 @@ def plan(
     ] = None,
 ) -> None:
     """Say how many steps and tokens, and how much memory, disk and time a run will take."""
-    from tunesmith.cli import imports, runs
+    from tunesmith.cli import runs
 
     imports.models()
     run, base = runs.read(run_file, changes)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from tunesmith.cli import screen
+from tunesmith.cli import imports, screen
 
 EPILOG = """\
 Examples:
@@ -32,8 +32,6 @@ def resume(
 
     open_run(folder)
     screen.say(f"Resuming {folder}", "bold")
-    from tunesmith.cli import imports
-
     imports.models()
     from tunesmith.cli.closing import close
     from tunesmith.cli.progress import Display

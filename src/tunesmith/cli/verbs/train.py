@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from tunesmith.cli import screen
+from tunesmith.cli import imports, screen
 
 EPILOG = """\
 Examples:
@@ -30,7 +30,7 @@ def train(
     ] = None,
 ) -> None:
     """Train a model as a run file says, and keep everything about it in a run folder."""
-    from tunesmith.cli import imports, runs
+    from tunesmith.cli import runs
 
     imports.models()
     run, base = runs.read(run_file, changes)
