@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar, Literal
 
+import torch
 from torch import Tensor, nn
 
 from tunesmith.core.plugins import Plugin
@@ -137,23 +138,34 @@ class Objective(Plugin):
 
         loss: that of a batch with what the method adds to it. Called without gradients and dropout.
         """
-        sums: dict[str, float] = {}
+        told: list[Mapping[str, Tensor]] = []
         count = 0.0
         for batch in (batch for group in self.round(policy, batches, seed=0).groups for batch in group):
             total, figures = loss(batch)
             count += self.count(batch)
-            add_up(sums, {"loss": total, **figures})
-        return sums, count
+            told.append({"loss": total, **figures})
+        return added_up(told), count
 
     def signs(self, steps: Sequence[Mapping[str, float]]) -> tuple[str, ...]:
         """What the figures of a run's steps say that a person should know, as sentences; told when it ends."""
         return ()
 
 
-def add_up(sums: dict[str, float], figures: Mapping[str, Tensor]) -> None:
-    """Add figures to sums of the same names, in place."""
-    for name, value in figures.items():
-        sums[name] = sums.get(name, 0.0) + float(value.detach())
+def added_up(told: Sequence[Mapping[str, Tensor]]) -> dict[str, float]:
+    """Sums [] of the same names, added up in float64.
+
+    They are read at once, after the last batch: to read a number, a GPU has to end all that it was given before.
+    """
+    named = [(name, value.detach().reshape(())) for figures in told for name, value in figures.items()]
+    if not named:
+        return {}
+    kind = torch.float64 if any(value.dtype == torch.float64 for _, value in named) else torch.float32
+    place = named[0][1].device
+    read: list[float] = torch.stack([value.to(place, kind) for _, value in named]).tolist()
+    sums: dict[str, float] = {}
+    for (name, _), value in zip(named, read, strict=True):
+        sums[name] = sums.get(name, 0.0) + value
+    return sums
 
 
 def next_token_loss(policy: Policy, batch: Batch) -> Tensor:

@@ -30,7 +30,7 @@ from tunesmith.core.run import TrainSpec
 from tunesmith.methods import Method
 from tunesmith.models.forest import Batch
 from tunesmith.models.policy import Policy
-from tunesmith.objectives import Objective, Round, add_up
+from tunesmith.objectives import Objective, Round, added_up
 from tunesmith.optimizers import OptimizerSpec
 from tunesmith.train.schedule import factor, steps_of
 from tunesmith.train.signals import Wish
@@ -233,7 +233,8 @@ class Loop:
         """Fill the gradients with those of loss / count; returns sums over all ranks."""
         parts = self.parts
         count = parts.world.total(sum(parts.objective.count(batch) for batch in batches))
-        sums: dict[str, float] = {}
+        told: list[Mapping[str, Tensor]] = []
+        tokens = 0
         for number, batch in enumerate(batches):
             if self.wish:
                 break
@@ -241,9 +242,9 @@ class Loop:
             torch.manual_seed(_mix(parts.spec.seed, self.state.step, place))
             loss, figures = parts.method.loss(parts.policy, batch, parts.objective)
             (loss / max(count, 1e-9)).backward()  # type: ignore[no-untyped-call]
-            add_up(sums, {"loss": loss, **figures})
-            sums["tokens"] = sums.get("tokens", 0.0) + len(batch)
-        sums = parts.world.totals(sums)
+            told.append({name: value.detach() for name, value in {"loss": loss, **figures}.items()})
+            tokens += len(batch)
+        sums = parts.world.totals({**added_up(told), "tokens": float(tokens)} if told else {})
         parts.world.sum_gradients(self.weights)
         return {name: value if name == "tokens" else value / max(count, 1e-9) for name, value in sums.items()}
 
@@ -260,9 +261,8 @@ class Loop:
         if not math.isfinite(norm):
             raise NonFinite(f"the gradient's norm is {norm}")
         if parts.spec.clip_norm is not None and norm > parts.spec.clip_norm:
-            for weight in self.weights:
-                if weight.grad is not None:
-                    weight.grad.mul_(parts.spec.clip_norm / norm)
+            found = _gradients_of(self.weights)
+            torch._foreach_mul_(found, parts.spec.clip_norm / norm)  # pyright: ignore[reportPrivateImportUsage]
         parts.optimizer.step()
         parts.method.after_step(parts.policy.trained, self.state.step)
         return {**figures, "grad_norm": norm, "lr": parts.optimizer.param_groups[0]["lr"]}
@@ -339,9 +339,17 @@ def _together(told: Sequence[Mapping[str, float]]) -> dict[str, float]:
     return {**out, "tokens": sum(figures["tokens"] for figures in told), "lr": told[-1]["lr"]} if told else out
 
 
+def _gradients_of(weights: Sequence[nn.Parameter]) -> list[Tensor]:
+    return [weight.grad for weight in weights if weight.grad is not None]
+
+
 def _norm(weights: Sequence[nn.Parameter]) -> Tensor:
-    norms = [weight.grad.norm(dtype=torch.float32) for weight in weights if weight.grad is not None]
-    return torch.stack(norms).norm() if norms else torch.zeros(())
+    """The norm of all gradients together [], in float32; on a GPU in a few kernels, not one a weight."""
+    found = _gradients_of(weights)
+    if not found:
+        return torch.zeros(())
+    norms = torch._foreach_norm(found, 2, dtype=torch.float32)  # pyright: ignore[reportPrivateImportUsage]
+    return torch.stack(norms).norm()
 
 
 def _mix(seed: int, step: int, number: int) -> int:
