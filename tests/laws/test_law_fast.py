@@ -16,6 +16,7 @@ from tunesmith.core.problem import Problem
 from tunesmith.core.run import Lever
 from tunesmith.models.attention import NAME
 from tunesmith.models.fast import LEVERS, described, quicken, release
+from tunesmith.models.likelihood import Head
 from tunesmith.models.policy import Policy
 from tunesmith.objectives import next_token_loss
 
@@ -85,6 +86,33 @@ def test_each_lever_alone(lever: str, method: str) -> None:
     if (lever, method) == ("lora", "full"):
         pytest.skip("nothing has LoRA beside it where all weights learn")
     assert_same(learned("llama", method, (lever,)), learned("llama", method, "off"), 1e-6)
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2", "cohere", "gpt2"])
+@pytest.mark.parametrize("learns", [True, False])
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+def test_a_weighted_sum_of_logprobs(family: str, learns: bool, smoothing: float) -> None:
+    """By hand == by autograd over `logprobs`, for a head that is frozen or learns, also chunk by chunk."""
+    model = tiny.model(family).double()
+    model.requires_grad_(learns)
+    hidden = torch.randn(50, 32, dtype=torch.float64)
+    tokens, weights = torch.randint(0, 200, (50,)), torch.rand(50)
+    found: list[tuple[Tensor, Tensor, Tensor | None]] = []
+    for chosen in ("off", ("head",)):
+        quicken(model, chosen, CPU)
+        leaf = hidden.clone().requires_grad_()
+        total = Head.of(model, smoothing).total(leaf, tokens, weights)
+        model.zero_grad()
+        (3 * total).backward()
+        assert leaf.grad is not None
+        weight = model.get_output_embeddings().weight.grad
+        found.append((total.detach(), leaf.grad, None if weight is None else weight.clone()))
+    (plain, slope, weight), (fast, fast_slope, fast_weight) = found
+    assert float(fast) == pytest.approx(float(plain), rel=1e-6)
+    assert torch.allclose(fast_slope, slope, rtol=1e-4, atol=1e-7)
+    assert (weight is None) == (fast_weight is None) == (not learns)
+    if weight is not None and fast_weight is not None:
+        assert torch.allclose(fast_weight, weight, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("family", GATED)
@@ -207,7 +235,8 @@ def test_a_lever_that_takes_nothing_is_refused_by_name() -> None:
     took = quicken(model, ("mlp",), CPU)
     with pytest.raises(Problem, match="mlp finds nothing"):
         described(("mlp",), took)
-    assert described("auto", quicken(model, "auto", CPU)) == ""
+    assert described("auto", quicken(model, "auto", CPU)) == "computed faster: head 1 (model.fast)"
+    assert described("auto", {"mlp": 0}) == ""
 
 
 def test_the_option_names_the_levers() -> None:

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from tunesmith.core.problem import Problem
 from tunesmith.models.attention import NAME
 from tunesmith.models.forest import plant
-from tunesmith.models.heads import Head
+from tunesmith.models.likelihood import BY_HAND, Head
 from tunesmith.models.policy import Policy
 from tunesmith.models.probe import check_head, choose_attention
 from tunesmith.objectives import next_token_loss
@@ -115,17 +115,19 @@ def test_scores_of_a_forest_are_those_of_its_rows(family: str) -> None:
 
 @pytest.mark.parametrize("family", ["llama", "gemma2", "granite", "cohere", "gpt2"])
 @pytest.mark.parametrize("chunk", [16, 1 << 24])
+@pytest.mark.parametrize("by_hand", [True, False])
 def test_a_frozen_head_and_one_that_learns_pass_the_same_gradient_on(
-    family: str, chunk: int, monkeypatch: pytest.MonkeyPatch
+    family: str, chunk: int, by_hand: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The head's own chunks against one log_softmax over transformers' logits."""
-    monkeypatch.setattr("tunesmith.models.heads.CHUNK_NUMBERS", chunk)
+    monkeypatch.setattr("tunesmith.models.likelihood.CHUNK_NUMBERS", chunk)
     hidden = torch.randn(40, 32, dtype=torch.float64)
     tokens, weights = torch.randint(0, 200, (40,)), torch.rand(40)
     found = []
     for learns in (True, False):
         model = tiny.model(family).double()
         head = Head.of(model)
+        vars(head.layer)[BY_HAND] = by_hand
         head.layer.requires_grad_(learns)
         leaf = hidden.clone().requires_grad_()
         logprobs = head.logprobs(leaf, tokens)
@@ -141,7 +143,7 @@ def test_a_frozen_head_and_one_that_learns_pass_the_same_gradient_on(
 
 
 def test_logits_never_exist_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tunesmith.models.heads.CHUNK_NUMBERS", 16)
+    monkeypatch.setattr("tunesmith.models.likelihood.CHUNK_NUMBERS", 16)
     model = tiny.model()
     model.set_attn_implementation(NAME)
     seen: list[int] = []

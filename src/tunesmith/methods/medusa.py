@@ -26,7 +26,7 @@ from tunesmith.methods import Formula, Losses, trainable
 from tunesmith.methods._blocks import single_stack, width
 from tunesmith.methods._own import OwnMethod, Part
 from tunesmith.models.forest import Batch
-from tunesmith.models.heads import Head
+from tunesmith.models.likelihood import Head
 from tunesmith.models.policy import Policy
 from tunesmith.models.quantize import Held
 

@@ -27,7 +27,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from tunesmith.models.heads import CHUNK_NUMBERS, Head
+from tunesmith.models.likelihood import CHUNK_NUMBERS, Head
 
 LEAST_CHUNK = 16
 BUFFERS = 4

@@ -1,35 +1,23 @@
-"""Heads: the last layer of a model. What kind it is and for which labels (`HeadSpec`), and the arithmetic of the
-language-model head (`Head`), computed only at targets and in chunks: the logits of a batch never exist at once.
+"""Heads: which last layer a model has, for which labels, and which of its parts belong to it.
 
-    log p(token | hidden) = (z - logsumexp z)[token],   z = cap * tanh((scale * W h + bias) / cap)
+    lm      next tokens                  score   numbers for each row, one a label, or a single one
+    states  none, hidden states alone    tags    numbers for each token, one a label
 
-(as the architecture has them: Granite, Cohere and T5 scale, BART adds a bias, Gemma 2 caps.) With label smoothing e the
-right token counts (1 - e) and all V tokens together e:  (1 - e) log p(token) + e / V * sum_v log p(v)
-(Szegedy et al., arXiv:1512.00567).
-
-Where the head is frozen, the gradient of each log-probability with respect to its hidden state is found in the
-forward pass, chunk by chunk, so the backward pass is one product of rows by scalars; rows are independent of each
-other, so the sum's gradient holds every row's own. A head that learns is recomputed chunk by chunk instead.
+What a language model's head computes is in `likelihood`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
-import torch
-from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
+from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
 from tunesmith.models.pooling import Pooling
 
-CHUNK_NUMBERS = 1 << 25
-"""Logits that may exist at once; 128 MiB in float32."""
-Rooms = tuple[Tensor, Tensor]
-"""Memory for logits and log-probabilities [targets, V], used again and again."""
 Kind = Literal["lm", "score", "tags", "states"]
 KINDS: dict[Kind, str] = {"score": "ForSequenceClassification", "tags": "ForTokenClassification"}
 """How transformers ends the names of its classes with a head for labels."""
@@ -122,177 +110,3 @@ def head_parts(model: PreTrainedModel) -> dict[str, nn.Module]:
     if isinstance(pooler, nn.Module):
         found[f"{model.base_model_prefix}.pooler"] = pooler
     return found
-
-
-class Head:
-    """The last layer of a language model with the scale, bias and cap its architecture puts on logits."""
-
-    def __init__(
-        self,
-        layer: nn.Module,
-        scale: float = 1.0,
-        cap: float | None = None,
-        *,
-        bias: Tensor | None = None,
-        smoothing: float = 0.0,
-    ) -> None:
-        """bias: added to the logits, broadcast to [V]; smoothing: share of each target spread over all tokens."""
-        self.layer = layer
-        self.scale = scale
-        self.cap = cap
-        self.bias = bias
-        self.smoothing = smoothing
-
-    @classmethod
-    def of(cls, model: PreTrainedModel, smoothing: float = 0.0) -> Head:
-        """The head of a transformers model, with what its configuration says about logits."""
-        config = model.config.get_text_config()
-        scale = float(getattr(config, "logit_scale", None) or 1.0)
-        scale /= float(getattr(config, "logits_scaling", None) or 1.0)
-        if _scaled_by_width(model):
-            scale *= config.d_model**-0.5
-        layer = model.get_output_embeddings()
-        if layer is None:
-            raise TypeError(f"{type(model).__name__} has no language-model head")
-        bias = getattr(model, "final_logits_bias", None)
-        return cls(layer, scale, getattr(config, "final_logit_softcapping", None), bias=bias, smoothing=smoothing)
-
-    @property
-    def learns(self) -> bool:
-        """Whether any weight of the head may change."""
-        return any(weight.requires_grad for weight in self.layer.parameters())
-
-    @property
-    def entries(self) -> int:
-        """V, how many tokens it gives a number."""
-        return int(self.layer.weight.shape[0])  # type: ignore[union-attr, arg-type]
-
-    def logits(self, hidden: Tensor) -> Tensor:
-        """[…, d] to [..., V] in float32."""
-        logits = self.layer(hidden).float()
-        if self.scale != 1.0:
-            logits = logits * self.scale
-        if self.bias is not None:
-            logits = logits + self.bias.view(-1)
-        if self.cap is not None:
-            logits = self.cap * torch.tanh(logits / self.cap)
-        return logits
-
-    def logprobs(self, hidden: Tensor, tokens: Tensor) -> Tensor:
-        """log p of each token [M] given its hidden state [M, d], in float32."""
-        if len(tokens) == 0:
-            return hidden.sum(dim=-1).float()
-        if not torch.is_grad_enabled():
-            return self._chunked(hidden, tokens)
-        if self.learns:
-            parts = [checkpoint(self._logprobs, h, t, use_reentrant=False) for h, t in self.chunks(hidden, tokens)]
-            return torch.cat(parts)  # type: ignore[arg-type]
-        return _FrozenHead.apply(hidden, tokens, self)  # type: ignore[no-any-return]
-
-    def _logprobs(self, hidden: Tensor, tokens: Tensor) -> Tensor:
-        logits = self.logits(hidden)
-        return self._picked(logits, tokens) - logits.logsumexp(dim=-1)
-
-    def _picked(self, logits: Tensor, tokens: Tensor) -> Tensor:
-        """[M] the logit of each right token, with smoothing mixed with the mean of all."""
-        picked = logits.gather(-1, tokens[:, None])[:, 0]
-        return torch.lerp(picked, logits.mean(dim=-1), self.smoothing) if self.smoothing else picked
-
-    def with_slopes(self, hidden: Tensor, tokens: Tensor, rooms: Rooms | None = None) -> tuple[Tensor, Tensor]:
-        """log p of each token [M], and its gradient by its hidden state [M, d]; rooms: those of `rooms`."""
-        if rooms is not None:
-            return self._in_rooms(hidden, tokens, rooms)
-        if type(self.layer) is nn.Linear:
-            return self._written_out(hidden, tokens)
-        with torch.enable_grad():
-            leaf = hidden.detach().requires_grad_()
-            value = self._logprobs(leaf, tokens)
-            (slope,) = torch.autograd.grad(value.sum(), leaf)
-        return value.detach(), slope
-
-    def rooms(self, hidden: Tensor) -> Rooms | None:
-        """Room for the logits of a chunk of `hidden` [M, d] and what becomes of them, for all its chunks in turn.
-
-        New memory for each chunk costs a processor a quarter of the head's time. None where logits have a cap, or are
-        of a type that is not the weights': there each chunk takes its own.
-        """
-        if self.cap is not None or type(self.layer) is not nn.Linear or torch.is_autocast_enabled(hidden.device.type):
-            return None
-        if hidden.dtype != self.layer.weight.dtype or hidden.dtype not in (torch.float32, torch.float64):
-            return None
-        shape = min(len(hidden), self.chunk), self.entries
-        return hidden.new_empty(shape), hidden.new_empty(shape)
-
-    def _in_rooms(self, hidden: Tensor, tokens: Tensor, rooms: Rooms) -> tuple[Tensor, Tensor]:
-        """The same in memory that is there: the gradient by the state is W[token] - softmax(z) W."""
-        layer = cast(nn.Linear, self.layer)
-        logits = torch.mm(hidden, layer.weight.T, out=rooms[0][: len(tokens)])
-        if layer.bias is not None:
-            logits.add_(layer.bias)
-        if self.scale != 1.0:
-            logits.mul_(self.scale)
-        if self.bias is not None:
-            logits.add_(self.bias.view(-1))
-        known = torch.log_softmax(logits, dim=-1, out=rooms[1][: len(tokens)])  # type: ignore[call-overload]
-        picked = self._picked(known, tokens)
-        aim = layer.weight[tokens]
-        if self.smoothing:
-            aim = torch.lerp(aim, layer.weight.mean(dim=0), self.smoothing)
-        slope = aim.addmm_(known.exp_(), layer.weight, alpha=-1.0)
-        return picked.float(), slope.mul_(self.scale) if self.scale != 1.0 else slope
-
-    def _written_out(self, hidden: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """The same by hand, in one buffer of logits: the gradient by z is onehot - softmax z, then caps and scales."""
-        logits = self.logits(hidden)
-        bend = None if self.cap is None else 1 - (logits / self.cap) ** 2
-        top = logits.amax(dim=-1, keepdim=True)
-        picked = self._picked(logits, tokens) - top[:, 0]
-        shares = logits.sub_(top).exp_()
-        total = shares.sum(dim=-1, keepdim=True)
-        slope = shares.div_(total).neg_()
-        slope.scatter_add_(1, tokens[:, None], slope.new_full((len(tokens), 1), 1 - self.smoothing))
-        if self.smoothing:
-            slope.add_(self.smoothing / slope.shape[1])
-        if bend is not None:
-            slope.mul_(bend)
-        weight = cast(nn.Linear, self.layer).weight
-        return picked - total.log()[:, 0], self.scale * (slope.to(weight.dtype) @ weight)
-
-    def _chunked(self, hidden: Tensor, tokens: Tensor) -> Tensor:
-        return torch.cat([self._logprobs(h, t) for h, t in self.chunks(hidden, tokens)])
-
-    def chunks(self, hidden: Tensor, tokens: Tensor) -> list[tuple[Tensor, Tensor]]:
-        """Hidden states and tokens in parts whose logits may exist at once."""
-        return list(zip(hidden.split(self.chunk), tokens.split(self.chunk), strict=True))
-
-    @property
-    def chunk(self) -> int:
-        """How many targets' logits may exist at once."""
-        return max(16, CHUNK_NUMBERS // self.entries)
-
-
-def _scaled_by_width(model: PreTrainedModel) -> bool:
-    """Whether states are scaled by 1 / sqrt(d_model) before the head, as T5 does where its embeddings are tied."""
-    config = model.config
-    tied_only = config.model_type in ("umt5", "switch_transformers") and config.tie_word_embeddings
-    return bool(getattr(config, "scale_decoder_outputs", tied_only))
-
-
-class _FrozenHead(torch.autograd.Function):
-    """Log-probabilities whose gradient by hidden states is found on the way forward."""
-
-    @staticmethod
-    def forward(ctx: Any, hidden: Tensor, tokens: Tensor, head: Head) -> Tensor:
-        logprobs, slopes = [], []
-        rooms = head.rooms(hidden)
-        for part, wanted in head.chunks(hidden.detach(), tokens):
-            value, slope = head.with_slopes(part, wanted, rooms)
-            logprobs.append(value)
-            slopes.append(slope)
-        ctx.save_for_backward(torch.cat(slopes))
-        return torch.cat(logprobs)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
-        (slopes,) = ctx.saved_tensors
-        return (grads[0][:, None] * slopes).to(slopes.dtype), None, None

@@ -30,4 +30,4 @@ class Seq2seq(Objective):
         return float(batch.targets.weight.sum())
 
     def loss(self, policy: Policy, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        return -(policy.logprobs(batch, self.label_smoothing) * batch.targets.weight).sum(), {}
+        return -policy.total(batch, self.label_smoothing), {}

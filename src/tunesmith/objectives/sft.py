@@ -45,11 +45,11 @@ class Sft(Objective):
         return float(batch.targets.weight.sum())
 
     def loss(self, policy: Policy, batch: Batch) -> Losses:
-        logprobs, weight = policy.logprobs(batch, self.label_smoothing), batch.targets.weight
-        nll = -(logprobs * weight).sum()
         if self.form == "nll":
-            return nll, {}
-        return -(logprobs.detach().exp() * logprobs * weight).sum(), {"nll": nll.detach()}
+            return -policy.total(batch, self.label_smoothing), {}
+        logprobs, weight = policy.logprobs(batch), batch.targets.weight
+        nll = -(logprobs.detach() * weight).sum()
+        return -(logprobs.detach().exp() * logprobs * weight).sum(), {"nll": nll}
 
     def measure(
         self, policy: Policy, batches: Sequence[Batch], loss: Callable[[Batch], Losses]

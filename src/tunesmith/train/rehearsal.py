@@ -140,7 +140,7 @@ class _Likelihood:
             return policy.tag_scores(replace(batch, marks=batch.ends, mark_rows=rows)).sum(), {}
         if head == "states":
             return policy.hidden(batch, batch.ends, rows).float().sum(), {}
-        return -(policy.logprobs(batch) * batch.targets.weight).sum(), {}
+        return -policy.total(batch), {}
 
 
 class _Ledger(TorchDispatchMode):

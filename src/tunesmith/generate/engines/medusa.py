@@ -31,7 +31,7 @@ from tunesmith.generate.opened import open_model
 from tunesmith.generate.sampling import Sampling
 from tunesmith.generate.stops import StopTexts
 from tunesmith.methods.medusa import heads_of
-from tunesmith.models.heads import Head
+from tunesmith.models.likelihood import Head
 
 
 class Medusa(Engine):

@@ -1,6 +1,7 @@
 """Levers: pieces of a loaded model computed faster, one a file, each beside the plain piece that is its oracle.
 
-    model ─▶ lora      PEFT's LoRA layers as one autograd function
+    model ─▶ head      the last layer's gradients written out, in memory that is there
+          ├▶ lora      PEFT's LoRA layers as one autograd function
           ├▶ mlp       gated MLPs as one autograd function
           ├▶ norm      RMS norms in few passes
           ├▶ attention attention over a whole forest at once, on a GPU
@@ -25,8 +26,10 @@ from torch import Tensor, nn
 
 from tunesmith.core.problem import Problem
 from tunesmith.models.attention import KERNELS
+from tunesmith.models.likelihood import BY_HAND
 
 LEVERS: Mapping[str, tuple[str, ...]] = {
+    "head": ("cpu", "cuda", "mps"),
     "lora": ("cpu", "cuda", "mps"),
     "mlp": ("cpu", "cuda", "mps"),
     "norm": ("cpu",),
@@ -77,7 +80,7 @@ def release(model: nn.Module) -> None:
     for module in model.modules():
         if "quickened" in vars(module):
             del module.forward, vars(module)["quickened"]
-        for name in (KERNELS, "_compiled_call_impl"):
+        for name in (KERNELS, BY_HAND, "_compiled_call_impl"):
             vars(module).pop(name, None)
 
 
