@@ -26,8 +26,13 @@ COMPILED = "_compiled_call_impl"
 
 
 def pull(model: nn.Module) -> int:
-    """Have the layers of a model compiled when they are first used; returns how many there are."""
+    """Have the layers of a model compiled when they are first used; returns how many there are.
+
+    On `meta`, where nothing is computed, they are counted alone.
+    """
     layers = [part for part in model.modules() if isinstance(part, GradientCheckpointingLayer)]
+    if any(weight.is_meta for weight in model.parameters()):
+        return len(layers)
     if layers:
         AttentionInterface.register(NAME, torch.compiler.disable(forest_attention))
     for layer in layers:
