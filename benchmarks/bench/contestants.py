@@ -14,14 +14,17 @@ KEPT: dict[str, Any] = {"disable_gradient_checkpointing": True}
 
 
 def ours(**settings: Any) -> list[Side]:
-    """tunesmith as it is, and with its fast paths off, where it has that option."""
-    from tunesmith.core.run import ModelSpec
+    """tunesmith's training."""
+    return in_both_ways("bench.ours:train", settings, {})
 
-    sides = [Side("tunesmith", "bench.ours:train", settings, "ours")]
-    if "fast" in ModelSpec.model_fields:
-        off = {**settings, "model": {**settings.get("model", {}), "fast": "off"}}
-        sides.append(Side("tunesmith, fast off", "bench.ours:train", off, "plain"))
-    return sides
+
+def in_both_ways(work: str, settings: dict[str, Any], variables: dict[str, str]) -> list[Side]:
+    """tunesmith as it is, and with the levers of `model.fast` off."""
+    off = {**settings, "model": {**settings.get("model", {}), "fast": "off"}}
+    return [
+        Side("tunesmith", work, settings, "ours", variables=variables),
+        Side("tunesmith, fast off", work, off, "plain", variables=variables),
+    ]
 
 
 def hugging(name: str, **settings: Any) -> Side:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Callable, Sequence
 
 from bench.side import Outcome, Side, run
 from bench.table import Told
 
+PATHS = re.compile(r"(?<!\w)/[^\s'\":,]+")
+"""Left out of what a fault says: they are those of one machine."""
 FAR = 1.5
 """A side of another program that takes so many times what the best one takes is not measured again."""
 
@@ -24,6 +27,9 @@ def alternate(
     In the first round all run. Later ones leave out what cannot run here, and other programs' settings that are far
     from their best one. check: called after the first round with what was found; it raises where sides did not do the
     same work.
+
+    Raises:
+        RuntimeError: a side of our own failed.
     """
     told = {side.name: Told(side.name, side.kind) for side in sides}
     for number in range(repeats):
@@ -41,7 +47,9 @@ def _once(side: Side, entry: Told, threads: int) -> None:
     try:
         found: Outcome = run(side, threads)
     except RuntimeError as error:
-        entry.fault = f"did not run: {str(error).strip().splitlines()[-1]}"
+        if side.kind in ("ours", "plain"):
+            raise
+        entry.fault = f"did not run: {PATHS.sub('', str(error).strip().splitlines()[-1])}"
         print(f"{error}\n", file=sys.stderr, flush=True)
         return
     entry.rounds[-1], entry.versions = found.figures, found.versions
