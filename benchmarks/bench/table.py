@@ -163,12 +163,19 @@ def _cell(column: Column, side: Told, base: Told | None) -> str:
 
 
 def about(group: Group, tongue: Tongue = "en") -> str:
-    """Date, machine and versions of a group, in a line."""
+    """Date, machine and rounds of a group, and the versions of each program, in a line."""
     machine = group.machine
-    versions = {name: version for side in group.sides for name, version in side.versions.items()}
-    parts = [f"{name} {version}" for name, version in sorted(versions.items()) if name != "torch"]
     rounds = max((len(side.rounds) for side in group.sides), default=0)
-    shared = f"{machine['processor']}, {machine['cores']}"
+    where = f"{group.day}, {machine['processor']}, "
     if tongue == "zh":
-        return f"{group.day}，{shared} 核，开始时负载 {machine['load']}，{rounds} 轮。" + "、".join(parts)
-    return f"{group.day}, {shared} cores, load {machine['load']} at the start, rounds: {rounds}. " + ", ".join(parts)
+        return f"{where}{machine['cores']} 核，结束时负载 {machine['load']}，轮数 {rounds}。{_versions(group)}"
+    return f"{where}{machine['cores']} cores, load {machine['load']} at the end, rounds: {rounds}. {_versions(group)}"
+
+
+def _versions(group: Group) -> str:
+    """What each set of programs that share an environment stands on."""
+    programs: dict[str, dict[str, None]] = {}
+    for side in group.sides:
+        told = ", ".join(f"{name} {version}" for name, version in sorted(side.versions.items()))
+        programs.setdefault(told, {})[side.name.partition(",")[0]] = None
+    return "; ".join(f"{', '.join(names)}: {told}" for told, names in programs.items() if told)
