@@ -14,15 +14,15 @@ TEMPLATE = (
 """Turns one after the other and an end behind answers, nothing else, so that a row is its tokens."""
 
 
-def model(shape: Shape, folder: Path, seed: int = 0) -> None:
-    """Write a model in float32 with random weights, and its tokenizer."""
+def model(shape: Shape, folder: Path, seed: int = 0, dtype: str = "float32") -> None:
+    """Write a model with random weights, and its tokenizer."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
     config = shape.config()
     torch.manual_seed(seed)
     made = AutoModelForCausalLM.from_config(AutoConfig.for_model(config.pop("model_type"), **config))
-    made.save_pretrained(folder)
+    made.to(getattr(torch, dtype)).save_pretrained(folder)
     tokenizer(shape.vocab, folder)
 
 

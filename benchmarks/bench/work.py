@@ -21,7 +21,7 @@ TOLD = ("torch", "transformers", "peft", "accelerate", "trl", "llamafactory", "v
 
 
 class Clock:
-    """CPU seconds (user and system, all threads) and wall seconds between `start` and `stop`, added up."""
+    """CPU seconds (user and system, all threads) and wall seconds with a GPU's, from `start` to `stop`, added up."""
 
     def __init__(self) -> None:
         self.cpu = 0.0
@@ -30,12 +30,14 @@ class Clock:
 
     def start(self) -> None:
         """Begin, or begin again."""
+        wait_for_gpu()
         self._from = (time.process_time(), time.perf_counter())
 
     def stop(self) -> None:
         """Add what passed since `start`."""
         if self._from is None:
             raise RuntimeError("the clock was not started")
+        wait_for_gpu()
         cpu, wall = self._from
         self.cpu, self.wall = self.cpu + time.process_time() - cpu, self.wall + time.perf_counter() - wall
         self._from = None
@@ -50,6 +52,21 @@ class Clock:
     @property
     def figures(self) -> dict[str, float]:
         return {"cpu": self.cpu, "wall": self.wall}
+
+
+def wait_for_gpu() -> None:
+    """Until a GPU that this process uses has done what it was given."""
+    torch: Any = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_initialized():
+        torch.cuda.synchronize()
+
+
+def gpu_mb() -> dict[str, float]:
+    """The peak of what this process held on a GPU, in MB of a million bytes; nothing where it used none."""
+    torch: Any = sys.modules.get("torch")
+    if torch is None or not torch.cuda.is_initialized():
+        return {}
+    return {"gpu_memory": torch.cuda.max_memory_allocated() / 1e6}
 
 
 def peak_mb() -> float:
@@ -82,7 +99,7 @@ def main() -> None:
     module, _, function = named.partition(":")
     work = getattr(importlib.import_module(module), function)
     figures: dict[str, Any] = work(json.loads(Path(settings).read_text("utf-8")))
-    told = {"memory": peak_mb(), **figures}
+    told = {"memory": peak_mb(), **gpu_mb(), **figures}
     Path(result).write_text(json.dumps({"figures": told, "versions": versions()}), "utf-8")
 
 

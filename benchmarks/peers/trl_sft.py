@@ -15,7 +15,8 @@ PLAIN = {"bf16": False, "gradient_checkpointing": False}
 def train(settings: dict[str, Any]) -> dict[str, Any]:
     """One step over few rows to warm up, then one over all.
 
-    settings: `place`, `learns`; `plain`: whether `PLAIN` is set; `more`: other arguments of SFTConfig.
+    settings: `place`, `learns`; `plain`: whether `PLAIN` is set; `more`: other arguments of SFTConfig; perhaps `load`,
+    arguments of the model's `from_pretrained` instead of float32.
     """
     _once(settings, "warm")
     return _once(settings, "rows").figures
@@ -31,7 +32,7 @@ def _once(settings: dict[str, Any], name: str) -> Watch:
     arguments = {**step_of_all(settings, name), "max_length": None, **plain, **settings.get("more", {})}
     watch = Watch()
     trainer = trl.SFTTrainer(
-        model=AutoModelForCausalLM.from_pretrained(folder, dtype="float32"),
+        model=AutoModelForCausalLM.from_pretrained(folder, **settings.get("load", {"dtype": "float32"})),
         args=trl.SFTConfig(f"out-{name}", **arguments),
         train_dataset=Dataset.from_list(rows_of(settings, name)),
         processing_class=AutoTokenizer.from_pretrained(folder),
