@@ -29,6 +29,7 @@ from tunesmith.models.fast._states import product_type
 from tunesmith.models.fast._tree import Tree, block_mask, sees
 from tunesmith.models.fast._varlen import Varlen, library
 from tunesmith.models.forest import Layout, Segment, plant
+from tunesmith.models.likelihood import Head
 from tunesmith.models.policy import Policy
 from tunesmith.objectives import next_token_loss
 
@@ -405,3 +406,9 @@ def test_what_no_kernel_takes_is_computed_by_segment() -> None:
     give_kernels(model, (kernel,))
     next_token_loss(Policy(model, forest=True), plant(tiny.forest_rows())).backward()
     assert kernel.calls == 0
+
+
+def test_more_logits_exist_at_once_on_a_gpu() -> None:
+    with FakeTensorMode():
+        heads = [Head(torch.nn.Linear(8, 152_000, device=device)) for device in ("cpu", "cuda")]
+    assert [head.chunk for head in heads] == [220, 883]

@@ -30,6 +30,8 @@ from transformers import PreTrainedModel
 
 CHUNK_NUMBERS = 1 << 25
 """Logits that may exist at once; 128 MiB in float32."""
+GPU_CHUNK_NUMBERS = 1 << 27
+"""The same on a GPU, whose products wait for the weights where rows are few: 880 rows of 152,000 logits."""
 LEAST_CHUNK = 16
 BY_HAND = "gradients_by_hand"
 """The attribute of a layer whose gradients are written out."""
@@ -76,7 +78,9 @@ class Head:
     @property
     def chunk(self) -> int:
         """How many targets' logits may exist at once."""
-        return max(LEAST_CHUNK, CHUNK_NUMBERS // self.entries)
+        weight = cast(Tensor, self.layer.weight)
+        numbers = GPU_CHUNK_NUMBERS if weight.device.type == "cuda" else CHUNK_NUMBERS
+        return max(LEAST_CHUNK, numbers // self.entries)
 
     @property
     def by_hand(self) -> bool:
