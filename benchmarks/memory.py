@@ -3,7 +3,7 @@
     python benchmarks/memory.py [--hidden 768 --layers 12 --tokens 2048] [NAME …]
 
 Each row is two processes of tunesmith: `plan`, and two steps of `train`, whose record holds the peak of its resident
-memory. The model has random weights in the shape of a Llama; nothing of it is downloaded. Prints a table in Markdown.
+memory. The model has random weights in the shape of a Llama.
 """
 
 from __future__ import annotations
@@ -19,26 +19,17 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from bench.table import Column, Group, Told
+from bench.training import command, show
 
-WORDS = [
-    "the",
-    "river",
-    "ran",
-    "slowly",
-    "under",
-    "old",
-    "stone",
-    "bridges",
-    "while",
-    "people",
-    "talked",
-    "about",
-    "weather",
-    "bread",
-    "and",
-    "trains",
-]
+WORDS = "the river ran slowly under old stone bridges while people talked about weather bread and trains"
 ROWS = 64
+COLUMNS = [
+    Column("measured", "measured peak, GB", "实测峰值，GB", 2),
+    Column("plan", "plan, GB", "估算，GB", 2),
+    Column("share", "plan / measured", "估算 / 实测", 2),
+    Column("measured", "of full", "占 full", 2, ratio=True),
+]
 
 SUBJECTS: dict[str, dict[str, Any]] = {
     "full": {"method": "full"},
@@ -83,8 +74,9 @@ def model(folder: Path, hidden: int, layers: int) -> None:
 
 def rows(file: Path, tokens: int) -> None:
     """Write texts of about this many tokens each."""
+    words = WORDS.split()
     lines = [
-        {"text": " ".join(WORDS[(place * (n + 3)) % len(WORDS)] for place in range(tokens * 2))} for n in range(ROWS)
+        {"text": " ".join(words[(place * (n + 3)) % len(words)] for place in range(tokens * 2))} for n in range(ROWS)
     ]
     file.write_text("".join(json.dumps(line) + "\n" for line in lines))
 
@@ -126,13 +118,13 @@ def tunesmith(*words: object) -> str:
     return done.stdout
 
 
-def planned(text: str) -> tuple[float, list[str]]:
-    """Gigabytes in all, and the lines of the memory section, from what `plan` prints."""
+def planned(text: str) -> float:
+    """Gigabytes in all, from what `plan` prints."""
     section = text.partition("\nmemory\n")[2].partition("\n\n")[0]
     total = re.search(r"in all\s+([\d.]+) (GB|MB)", section)
     if total is None:
         raise RuntimeError(f"no total in the plan:\n{text}")
-    return float(total.group(1)) / (1 if total.group(2) == "GB" else 1000), section.splitlines()
+    return float(total.group(1)) / (1 if total.group(2) == "GB" else 1000)
 
 
 def measured(folder: Path) -> float:
@@ -140,36 +132,44 @@ def measured(folder: Path) -> float:
     return json.loads((folder / "record.json").read_text())["peak_memory_bytes"] / 1e9
 
 
+def told(where: Path, name: str, number: int, asked: argparse.Namespace) -> Told:
+    """A subject: what `plan` says and what two steps of `train` took; or why it was refused."""
+    file = run_file(where, SUBJECTS[name], asked.tokens, asked.row, f"s{number}")
+    found = Told(name, "ours")
+    try:
+        said = planned(tunesmith("plan", file))
+        tunesmith("train", file)
+    except RuntimeError as error:
+        found.fault = f"refused: {str(error).splitlines()[-1]}"
+        return found
+    peak = measured(where / "runs" / f"s{number}")
+    found.rounds.append({"measured": peak, "plan": said, "share": said / peak})
+    return found
+
+
 def main() -> None:
-    """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    """Measure, print the table, keep the figures."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("names", nargs="*", help="subjects; by default all")
     parser.add_argument("--hidden", type=int, default=768)
     parser.add_argument("--layers", type=int, default=12)
-    parser.add_argument("--tokens", type=int, default=4096, help="of a micro-batch")
+    parser.add_argument("--tokens", type=int, default=2048, help="of a micro-batch")
     parser.add_argument("--row", type=int, default=512, help="tokens of a row")
+    parser.add_argument("--dry", action="store_true", help="print the table, and keep the figures that are kept")
     asked = parser.parse_args()
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    with tempfile.TemporaryDirectory() as scratch:
+    names: list[str] = [name for name in SUBJECTS if not asked.names or name in asked.names]
+    with tempfile.TemporaryDirectory(prefix="bench-") as scratch:
         where = Path(scratch)
         model(where / "model", asked.hidden, asked.layers)
         rows(where / "rows.jsonl", asked.row)
-        print("| method | measured peak, GB | plan, GB | plan / measured | of full |")
-        print("| --- | --- | --- | --- | --- |")
-        full = 0.0
-        for number, (name, subject) in enumerate(SUBJECTS.items()):
-            if asked.names and name not in asked.names:
-                continue
-            file = run_file(where, subject, asked.tokens, asked.row, f"s{number}")
-            try:
-                said, _ = planned(tunesmith("plan", file))
-                tunesmith("train", file)
-            except RuntimeError as error:
-                print(f"| {name} | refused: {str(error).splitlines()[-1]} | | | |", flush=True)
-                continue
-            peak = measured(where / "runs" / f"s{number}")
-            full = full or peak
-            print(f"| {name} | {peak:.2f} | {said:.2f} | {said / peak:.2f} | {peak / full:.2f} |", flush=True)
+        sides = [told(where, name, number, asked) for number, name in enumerate(names)]
+    size = f"{asked.hidden} × {asked.layers}"
+    said = f"A Llama of {size}, {asked.tokens:,} tokens a micro-batch in rows of {asked.row}, float32."
+    said_zh = f"一个 {size} 的 Llama，每个微批次 {asked.tokens:,} 个 token，每行 {asked.row}，float32。"
+    base = "full" if "full" in names else ""
+    group = Group("methods", said, said_zh, COLUMNS, sides, "measured", base=base, command=command())
+    show("memory", group, asked)
 
 
 if __name__ == "__main__":

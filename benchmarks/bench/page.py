@@ -34,16 +34,17 @@ def filled(text: str, tongue: Tongue, folder: Path = FIGURES) -> str:
 def block(name: str, only: str | None, tongue: Tongue, folder: Path = FIGURES) -> str:
     """The tables of a benchmark, or of one of its groups."""
     groups = [group for group in read(name, folder) if only in (None, group.name)]
-    parts = [section(group, tongue) for group in groups]
+    before = ["", *(group.command for group in groups)]
+    parts = [section(group, tongue, shown=group.command != last) for group, last in zip(groups, before, strict=False)]
     if groups and only is None:
         parts.append(f"![{name}: {PLOT[tongue]}](images/{picture(name).name})")
     return "\n".join(["", "\n\n".join(parts) or UNMEASURED[tongue], ""])
 
 
-def section(group: Group, tongue: Tongue) -> str:
-    """A group: what the work is, its table, how it was measured."""
+def section(group: Group, tongue: Tongue, *, shown: bool = True) -> str:
+    """A group: what the work is, its table, how it was measured; shown: whether its command is told."""
     said = group.en if tongue == "en" else group.zh
-    command = f"\n\n```bash\n{group.command}\n```" if group.command else ""
+    command = f"\n\n```bash\n{group.command}\n```" if shown and group.command else ""
     return f"{said}{command}\n\n{markdown(group, tongue)}\n\n{about(group, tongue)}"
 
 

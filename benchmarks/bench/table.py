@@ -142,12 +142,14 @@ def markdown(group: Group, tongue: Tongue = "en") -> str:
     lines = [f"| {' | '.join(heads)} |", "|" + " --- |" * len(heads)]
     for side in group.sides:
         cells = [side.fault] + [""] * (len(group.columns) - 1) if side.fault else _cells(group, side)
-        lines.append(f"| {' | '.join([_name(side), *cells])} |")
+        lines.append(f"| {' | '.join([_name(group, side), *cells])} |")
     return "\n".join(lines)
 
 
-def _name(side: Told) -> str:
-    return f"**{side.name}**" if side.kind in ("ours", "plain") else side.name
+def _name(group: Group, side: Told) -> str:
+    """A side's name; our own stand out among others."""
+    alone = all(each.kind in ("ours", "plain") for each in group.sides)
+    return side.name if alone or side.kind not in ("ours", "plain") else f"**{side.name}**"
 
 
 def _cells(group: Group, side: Told) -> list[str]:
@@ -178,4 +180,6 @@ def _versions(group: Group) -> str:
     for side in group.sides:
         told = ", ".join(f"{name} {version}" for name, version in sorted(side.versions.items()))
         programs.setdefault(told, {})[side.name.partition(",")[0]] = None
+    if len(programs) == 1:
+        return next(iter(programs))
     return "; ".join(f"{', '.join(names)}: {told}" for told, names in programs.items() if told)

@@ -10,18 +10,26 @@ from __future__ import annotations
 
 import importlib
 import json
+import resource
 import sys
 import time
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-TOLD = ("torch", "transformers", "peft", "accelerate", "trl", "llamafactory", "vllm", "liger_kernel", "unsloth")
+TOLD = (
+    *("torch", "transformers", "peft", "accelerate", "trl", "llamafactory"),
+    *("vllm", "liger_kernel", "unsloth", "mergekit"),
+)
 """Packages whose versions are told, where they are installed."""
 
 
 class Clock:
-    """CPU seconds (user and system, all threads) and wall seconds with a GPU's, from `start` to `stop`, added up."""
+    """CPU seconds and wall seconds between `start` and `stop`, added up.
+
+    CPU: user and system, of all threads and of the processes that were started here and have ended. Wall: with what a
+    GPU was given to do before.
+    """
 
     def __init__(self) -> None:
         self.cpu = 0.0
@@ -31,7 +39,7 @@ class Clock:
     def start(self) -> None:
         """Begin, or begin again."""
         wait_for_gpu()
-        self._from = (time.process_time(), time.perf_counter())
+        self._from = (cpu_seconds(), time.perf_counter())
 
     def stop(self) -> None:
         """Add what passed since `start`."""
@@ -39,7 +47,7 @@ class Clock:
             raise RuntimeError("the clock was not started")
         wait_for_gpu()
         cpu, wall = self._from
-        self.cpu, self.wall = self.cpu + time.process_time() - cpu, self.wall + time.perf_counter() - wall
+        self.cpu, self.wall = self.cpu + cpu_seconds() - cpu, self.wall + time.perf_counter() - wall
         self._from = None
 
     def __enter__(self) -> Clock:
@@ -52,6 +60,12 @@ class Clock:
     @property
     def figures(self) -> dict[str, float]:
         return {"cpu": self.cpu, "wall": self.wall}
+
+
+def cpu_seconds() -> float:
+    """What this process has used since it began, and the processes that it started and that have ended."""
+    ended = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return time.process_time() + ended.ru_utime + ended.ru_stime
 
 
 def wait_for_gpu() -> None:
