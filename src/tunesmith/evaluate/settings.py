@@ -49,6 +49,9 @@ class Settings(Options):
     """Number type of the weights; by default as in the run, or what is fast and safe here."""
     quantize: Literal["auto", "none", "nf4", "fp4", "int8"] | None = None
     """In how many bits the base is held; by default as in the run, or as its files came."""
+    weights: Literal["plain", "int8", "int4"] = "plain"
+    """On a CPU, measure the model with the base's matrices rounded to 8 or 4 bits, as the engine `local` can hold
+    them."""
     seed: int = 0
     """Which rows are drawn, and how intervals are."""
 

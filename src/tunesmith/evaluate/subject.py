@@ -25,6 +25,7 @@ from tunesmith.evaluate.material import (
 from tunesmith.evaluate.scoring import Progress
 from tunesmith.evaluate.settings import Settings
 from tunesmith.evaluate.verdict import BASE, MODEL, TUNED
+from tunesmith.generate.held import hold
 from tunesmith.generate.opened import Opened, open_model
 from tunesmith.generate.sampling import Sampling
 from tunesmith.models.ancestor import saved_length
@@ -125,17 +126,22 @@ class Subject:
 
     def each(self, measure: Callable[[str, Opened], None]) -> None:
         """Give each model to `measure`, with its column; base first, and only one base in memory at a time."""
-        spec, head = self._spec(self.target), self.head
+        spec = self._spec(self.target)
         if self.found.adapter is not None:
-            opened = open_model(spec, head)
+            opened = self._opened(spec)
             if self._beside_base:
                 with opened.off():
                     measure(BASE, opened)
             measure(TUNED, opened)
             return
         if self.run is not None and self._beside_base:
-            measure(BASE, open_model(self._spec(self.run.model.path, self.run.model.revision), head))
-        measure(TUNED if self.run else MODEL, open_model(spec, head))
+            measure(BASE, self._opened(self._spec(self.run.model.path, self.run.model.revision)))
+        measure(TUNED if self.run else MODEL, self._opened(spec))
+
+    def _opened(self, spec: ModelSpec) -> Opened:
+        opened = open_model(spec, self.head)
+        hold(opened.trained, self.settings.weights)
+        return opened
 
     @property
     def _beside_base(self) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
     from tunesmith.cli.conversation import Conversation, Speaker
     from tunesmith.cli.wardrobe import Wardrobe
     from tunesmith.core.run import ModelSpec
+    from tunesmith.generate.engines.local import Local
+    from tunesmith.generate.sampling import Sampling
 
 EPILOG = """\
 Examples:
@@ -23,6 +26,7 @@ Examples:
   tunesmith chat runs/mine --against
   tunesmith chat runs/mine --prompt "Who are you?"
   cat questions.txt | tunesmith chat builtin:seedling
+  tunesmith chat runs/mine --weights int8
   tunesmith chat BASE --adapter law=runs/law --adapter short=runs/short
 
 In a chat, /reset forgets what was said, /exit leaves, /help lists the
@@ -80,6 +84,7 @@ def chat(
             "--quantize", help="Hold the base in nf4, fp4, int8 or none; auto holds a run's as it was trained."
         ),
     ] = "auto",
+    weights: Annotated[str, typer.Option("--weights", help="On a CPU: plain, or faster in int8 or int4.")] = "plain",
 ) -> None:
     """Talk with a model; answers are shown as they are written."""
     from tunesmith.core.options import parse
@@ -91,12 +96,19 @@ def chat(
     spec = parse(ModelSpec, {"path": target, "device": device, "quantize": quantize}, "chat")
     imports.models()
     from tunesmith.cli.conversation import Conversation
+    from tunesmith.generate.engines.local import Local
 
+    engine = parse(Local, {"weights": weights}, "chat")
     screen.hush()
-    wardrobe = _wardrobe(spec, adapter or [], use or [])
-    speakers = _dressed(wardrobe, use, against) if wardrobe else _speakers(spec, against, greedy=temperature == 0)
+    wardrobe = _wardrobe(spec, adapter or [], use or [], engine)
+    speakers = _dressed(wardrobe, use, against) if wardrobe else _speakers(spec, against, engine, sampling)
     talk = Conversation(speakers, sampling, system, as_text=text)
     _begin(talk, prompt, target, wardrobe)
+    _tell_drafts(speakers)
+
+
+def _tell_drafts(speakers: Sequence[Speaker]) -> None:
+    """How well those who drafted their answers did."""
     for speaker in speakers:
         if drafted := getattr(speaker.answers, "told", None):
             print(drafted, file=sys.stderr)
@@ -112,11 +124,11 @@ def _begin(talk: Conversation, prompt: str | None, target: str, wardrobe: Wardro
         _piped(talk, wardrobe)
 
 
-def _wardrobe(spec: ModelSpec, adapters: list[str], use: list[str]) -> Wardrobe | None:
+def _wardrobe(spec: ModelSpec, adapters: list[str], use: list[str], engine: Local) -> Wardrobe | None:
     """The base with its adapters, where any are named.
 
     Raises:
-        Problem: as `Wardrobe`, or there are none to use.
+        Problem: as `Wardrobe`, there are none to use, or the base is to be rounded beneath several.
     """
     from tunesmith.core.problem import Problem
 
@@ -124,6 +136,9 @@ def _wardrobe(spec: ModelSpec, adapters: list[str], use: list[str]) -> Wardrobe 
         if use:
             raise Problem(f"--use {use[0]}", "no adapters are named", "Add --adapter NAME=FOLDER")
         return None
+    if engine.weights != "plain":
+        what = "is for one model, and adapters that are changed in a chat stand over plain weights"
+        raise Problem(f"--weights {engine.weights}", what, "Leave it out, or name the folder of one adapter alone")
     from tunesmith.cli.wardrobe import Wardrobe
     from tunesmith.models.heads import HeadSpec
     from tunesmith.models.load import told_of
@@ -140,11 +155,11 @@ def _dressed(wardrobe: Wardrobe, use: list[str] | None, against: bool) -> list[S
     return wardrobe.speakers([*(["base"] if against else []), *(use or list(wardrobe.shelf.adapters)[:1])])
 
 
-def _speakers(spec: ModelSpec, against: bool, *, greedy: bool) -> list[Speaker]:
+def _speakers(spec: ModelSpec, against: bool, engine: Local, sampling: Sampling) -> list[Speaker]:
     """The model, and its base before it if that was asked for; Medusa heads draft its greedy answers."""
     from tunesmith.cli.conversation import Speaker
-    from tunesmith.generate.engines.local import Local
     from tunesmith.generate.engines.medusa import Medusa
+    from tunesmith.generate.held import hold
     from tunesmith.generate.opened import open_model
     from tunesmith.methods.medusa import has_heads
     from tunesmith.models.heads import HeadSpec
@@ -153,14 +168,16 @@ def _speakers(spec: ModelSpec, against: bool, *, greedy: bool) -> list[Speaker]:
     opened = open_model(spec)
     if opened.loaded.held is not None:
         print(told_of(opened.loaded.found, HeadSpec("lm"), opened.loaded.held), file=sys.stderr)
-    drafts = greedy and has_heads(opened.trained)
-    tuned = (Medusa() if drafts else Local()).bind(opened.trained, opened.codec)
+    drafts = sampling.temperature == 0 and has_heads(opened.trained)
+    hold(opened.trained, engine.weights)
+    tuned = (Medusa() if drafts else engine).bind(opened.trained, opened.codec)
     if not against:
         return [Speaker("", tuned)]
     if opened.adapted:
-        return [Speaker("base", Local().bind(opened.trained, opened.codec, opened.off)), Speaker("tuned", tuned)]
+        return [Speaker("base", engine.bind(opened.trained, opened.codec, opened.off)), Speaker("tuned", tuned)]
     base = open_model(spec.model_copy(update={"path": _base_of(spec.path)}))
-    return [Speaker("base", Local().bind(base.trained, base.codec)), Speaker("tuned", tuned)]
+    hold(base.trained, engine.weights)
+    return [Speaker("base", engine.bind(base.trained, base.codec)), Speaker("tuned", tuned)]
 
 
 def _base_of(target: str) -> str:

@@ -16,7 +16,7 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import replace
 from functools import cached_property
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -30,6 +30,7 @@ from tunesmith.generate.asks import answer_of, job_of
 from tunesmith.generate.batches import Job, left_padded, pack, right_padded
 from tunesmith.generate.draws import processors
 from tunesmith.generate.engines import Answer, Answers, Around, Ask, Engine
+from tunesmith.generate.held import held_twin, hold
 from tunesmith.generate.opened import open_model, quiet
 from tunesmith.generate.prefill import read_once, refused, repeated
 from tunesmith.generate.sampling import Sampling
@@ -46,19 +47,22 @@ class Local(Engine):
 
     batch_tokens: Annotated[int, Field(gt=0)] = 16384
     """Tokens of prompts and answers in memory at once; at least one prompt is always taken."""
+    weights: Literal["plain", "int8", "int4"] = "plain"
+    """On a CPU, compute with the base's matrices rounded to 8 or 4 bits: faster, and answers may differ a little."""
 
     def open(self, model: ModelSpec) -> LocalAnswers:
         opened = open_model(model)
+        hold(opened.trained, self.weights)
         return self.bind(opened.trained, opened.codec)
 
     def follow(self, model: nn.Module, codec: Codec, around: Around = nullcontext) -> LocalAnswers:
-        return self.bind(model, codec, around)
+        return self.bind(held_twin(model, self.weights), codec, around)
 
     def bind(self, model: nn.Module, codec: Codec, around: Around = nullcontext) -> LocalAnswers:
         """Answers of a model that is in memory already.
 
-        model: a transformers model or PEFT's wrapper of one; around: a context to generate in, such as the one in
-        which the adapter is off.
+        model: a transformers model or PEFT's wrapper of one, whose weights are taken as they are held; around: a
+        context to generate in, such as the one in which the adapter is off.
         """
         return LocalAnswers(model, codec, around, self.batch_tokens)
 
