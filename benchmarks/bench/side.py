@@ -56,7 +56,9 @@ def run(side: Side, threads: int = 1) -> Outcome:
             env = _env(side, threads, Path(scratch))
             code = subprocess.run(command, cwd=scratch, env=env, stdout=stream, stderr=stream).returncode
         if code or not result.is_file():
-            raise RuntimeError(f"{side.name} ended with {code}:\n{log.read_text('utf-8', 'replace')[-4000:]}")
+            told = log.read_text("utf-8", "replace")[-4000:]
+            why = f"\nended by signal {-code}; 9 is how a system stops what takes too much memory" if code < 0 else ""
+            raise RuntimeError(f"{side.name} ended with {code}:\n{told}{why}")
         found = json.loads(result.read_text("utf-8"))
     return Outcome(found["figures"], found["versions"])
 
