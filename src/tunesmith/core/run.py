@@ -35,7 +35,7 @@ NOT_HELD = {
 """Widths that one may ask for, and why the base cannot be held in them."""
 
 
-Lever = Literal["head", "lora", "mlp", "norm", "rotary", "attention", "compile"]
+Lever = Literal["head", "int8", "lora", "mlp", "norm", "rotary", "attention", "compile"]
 
 
 class ModelSpec(Options):

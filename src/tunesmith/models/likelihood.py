@@ -248,7 +248,7 @@ class _Total(Function):
 
 
 class _Each(Function):
-    """The log-probability of each target [M]. Frozen, slopes for a weight of 1 are kept; learned, they are found later."""
+    """Log p of each target [M]. Frozen, slopes for a weight of 1 are kept; learned, they are found later."""
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, tokens: Tensor, head: Head) -> Tensor:

@@ -1,6 +1,7 @@
 """Levers: pieces of a loaded model computed faster, one a file, each beside the plain piece that is its oracle.
 
     model ─▶ head      the last layer's gradients written out, in memory that is there
+          ├▶ int8      a base held in 8 bits, in products of whole numbers
           ├▶ lora      PEFT's LoRA layers as one autograd function
           ├▶ mlp       gated MLPs as one autograd function
           ├▶ norm      RMS norms in few passes
@@ -22,7 +23,7 @@ from types import MethodType
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from tunesmith.core.problem import Problem
 from tunesmith.models.attention import KERNELS
@@ -30,6 +31,7 @@ from tunesmith.models.likelihood import BY_HAND
 
 LEVERS: Mapping[str, tuple[str, ...]] = {
     "head": ("cpu", "cuda", "mps"),
+    "int8": ("cpu",),
     "lora": ("cpu", "cuda", "mps"),
     "mlp": ("cpu", "cuda", "mps"),
     "norm": ("cpu",),
@@ -39,7 +41,8 @@ LEVERS: Mapping[str, tuple[str, ...]] = {
 }
 """The names of levers, which are those of their files, and the devices on which `auto` uses them."""
 
-Forward = Callable[..., Tensor]
+WHOLE = "whole_matrix"
+"""The attribute of a layer that holds its matrix in whole numbers, both ways."""
 
 
 class Lever(Protocol):
@@ -80,7 +83,7 @@ def release(model: nn.Module) -> None:
     for module in model.modules():
         if "quickened" in vars(module):
             del module.forward, vars(module)["quickened"]
-        for name in (KERNELS, BY_HAND, "_compiled_call_impl"):
+        for name in (KERNELS, BY_HAND, WHOLE, "_compiled_call_impl"):
             vars(module).pop(name, None)
 
 

@@ -10,30 +10,50 @@ operations and no new memory: on a processor most of the price of PEFT's own way
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, cast
 
 import torch
 from peft.tuners.lora.layer import Linear as LoraLinear
 from torch import Tensor, nn
 
+from tunesmith.models.fast import WHOLE
+
+
+class Matrix(Protocol):
+    """A frozen matrix W [out, in] that is no tensor."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x W', float32 [N, in] to [N, out]."""
+        ...
+
+    def backward(self, dy: Tensor) -> Tensor:
+        """dy W, float32 [N, out] to [N, in]."""
+        ...
+
 
 class Affine(NamedTuple):
-    """What a layer computes. weight W [out, in]; bias b [out]; down A [r, in]; up B [out, r]; scale s."""
+    """What a layer computes. weight W [out, in], or `matrix`; bias b [out]; down A [r, in]; up B [out, r]; scale s."""
 
-    weight: Tensor
+    weight: Tensor | None
     bias: Tensor | None = None
     down: Tensor | None = None
     up: Tensor | None = None
     scale: float = 1.0
+    matrix: Matrix | None = None
 
     @property
     def tensors(self) -> tuple[Tensor | None, ...]:
         """What autograd is told of."""
         return self[:4]
 
+    @property
+    def rest(self) -> tuple[float, Matrix | None]:
+        """What it is not told of."""
+        return self[4:]
+
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
         """x [N, in] to y [N, out], and t [N, r] where there is a change."""
-        y = x @ self.weight.t() if self.bias is None else torch.addmm(self.bias, x, self.weight.t())
+        y = self._product(x)
         if self.down is None or self.up is None:
             return y, None
         t = x @ self.down.t()
@@ -41,11 +61,23 @@ class Affine(NamedTuple):
 
     def backward(self, dy: Tensor, into: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         """dy [N, out] to dx [N, in], added to `into` where that is given, and v [N, r] where there is a change."""
-        dx = dy @ self.weight if into is None else into.addmm_(dy, self.weight)
+        dx = self._product_back(dy, into)
         if self.down is None or self.up is None:
             return dx, None
         v = dy @ self.up
         return dx.addmm_(v, self.down, alpha=self.scale), v
+
+    def _product(self, x: Tensor) -> Tensor:
+        if self.weight is None:
+            y = cast(Matrix, self.matrix).forward(x)
+            return y if self.bias is None else y.add_(self.bias)
+        return x @ self.weight.t() if self.bias is None else torch.addmm(self.bias, x, self.weight.t())
+
+    def _product_back(self, dy: Tensor, into: Tensor | None) -> Tensor:
+        if self.weight is None:
+            dx = cast(Matrix, self.matrix).backward(dy)
+            return dx if into is None else into.add_(dx)
+        return dy @ self.weight if into is None else into.addmm_(dy, self.weight)
 
     def learned(
         self, needs: tuple[bool, ...], x: Tensor, dy: Tensor, t: Tensor | None, v: Tensor | None
@@ -70,13 +102,26 @@ def affine_of(layer: Any) -> Affine | None:
     if layer._forward_hooks or layer._forward_pre_hooks:
         return None
     if type(layer) is nn.Linear:
-        return Affine(layer.weight, layer.bias)
-    if type(layer) is not LoraLinear or type(layer.base_layer) is not nn.Linear:
+        return _plain(layer)
+    if not has_change(layer):
         return None
     base = affine_of(layer.base_layer)
     if base is None or layer.disable_adapters or layer.merged:
         return None if layer.merged else base
     return _changed(layer, base)
+
+
+def has_change(layer: object) -> bool:
+    """Whether a layer is PEFT's LoRA around a linear layer, whose weights may be held in 8 bits."""
+    kinds = type(layer) is LoraLinear or type(layer).__name__ == "TorchaoLoraLinear"
+    return kinds and type(cast(LoraLinear, layer).base_layer) is nn.Linear
+
+
+def _plain(layer: nn.Linear) -> Affine | None:
+    matrix = vars(layer).get(WHOLE)
+    if matrix is not None:
+        return Affine(None, layer.bias, matrix=matrix)
+    return Affine(layer.weight, layer.bias) if type(layer.weight) in (nn.Parameter, Tensor) else None
 
 
 def _changed(layer: LoraLinear, base: Affine) -> Affine | None:
@@ -90,7 +135,7 @@ def _changed(layer: LoraLinear, base: Affine) -> Affine | None:
         return None
     if any(part._forward_hooks or part._forward_pre_hooks for part in (down, up)):
         return None
-    return Affine(base.weight, base.bias, down.weight, up.weight, float(layer.scaling[names[0]]))
+    return Affine(base.weight, base.bias, down.weight, up.weight, float(layer.scaling[names[0]]), base.matrix)
 
 
 def settled(x: Tensor, *layers: Affine | None) -> tuple[Tensor, tuple[Affine, ...]] | None:
@@ -103,7 +148,7 @@ def settled(x: Tensor, *layers: Affine | None) -> tuple[Tensor, tuple[Affine, ..
     dtype = torch.get_autocast_dtype(kind) if cast else x.dtype
     out: list[Affine] = []
     for layer in layers:
-        if layer is None or layer.weight.dtype != dtype:
+        if layer is None or dtype != (torch.float32 if layer.weight is None else layer.weight.dtype):
             return None
         if cast:
             layer = layer._replace(**{name: _as(getattr(layer, name), dtype) for name in ("bias", "down", "up")})

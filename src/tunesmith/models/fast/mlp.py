@@ -82,23 +82,23 @@ def _forward(part: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     x, layers = ready
     with untyped(x):
         tensors = [tensor for layer in layers for tensor in layer.tensors]
-        return Gated.apply(x, gate, [layer.scale for layer in layers], *tensors)  # type: ignore[no-any-return]
+        return Gated.apply(x, gate, [layer.rest for layer in layers], *tensors)  # type: ignore[no-any-return]
 
 
-def _layers(tensors: Any, scales: list[float]) -> list[Affine]:
-    return [Affine(*tensors[4 * n : 4 * n + 4], scale) for n, scale in enumerate(scales)]  # type: ignore[call-arg]
+def _layers(tensors: Any, rests: list[tuple[Any, ...]]) -> list[Affine]:
+    return [Affine(*tensors[4 * n : 4 * n + 4], *rest) for n, rest in enumerate(rests)]  # type: ignore[call-arg]
 
 
 class Gated(Function):
     """x [..., d] through a gated MLP, to [..., d]."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, gate: str, scales: list[float], *tensors: Tensor | None) -> Tensor:
-        first, second, last = _layers(tensors, scales)
+    def forward(ctx: Any, x: Tensor, gate: str, rests: list[tuple[Any, ...]], *tensors: Tensor | None) -> Tensor:
+        first, second, last = _layers(tensors, rests)
         rows = x.reshape(-1, x.shape[-1])
         (g, tg), (u, tu) = first.forward(rows), second.forward(rows)
         y, th = last.forward(GATES[gate].value(g).mul_(u))
-        ctx.gate, ctx.scales = gate, scales
+        ctx.gate, ctx.rests = gate, rests
         ctx.save_for_backward(rows, g, u, tg, tu, th, *tensors)
         return y.view(*x.shape[:-1], -1)
 
@@ -106,7 +106,7 @@ class Gated(Function):
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:  # type: ignore[override]
         rows, g, u, tg, tu, th, *tensors = ctx.saved_tensors
-        first, second, last = _layers(tensors, ctx.scales)
+        first, second, last = _layers(tensors, ctx.rests)
         needs, gate = ctx.needs_input_grad[3:], GATES[ctx.gate]
         dy = grads[0].reshape(-1, grads[0].shape[-1])
         dh, vh = last.backward(dy)

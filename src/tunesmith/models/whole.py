@@ -1,0 +1,103 @@
+"""Products with a matrix in whole numbers: 8 bits a weight, activations in one or two digits of 8 bits.
+
+    x  ≈  s · (256 · hi + lo)        two digits: s = max |x| of a row / 32512, both in [-128, 127]
+    x  ≈  s · hi                     one digit:  s = max |x| of a row / 127
+    y  =  s · (256 · hi Wᵀ + lo Wᵀ) · r                  W in [-127, 127], r a scale for each output
+
+Two digits keep 16 bits of an activation, so the weights' rounding is all that differs from the plain product; one is
+half the work and loses what rows with outliers hold in their small numbers. The whole-number products are oneDNN's,
+with the matrix packed once; many rows are computed a block at a time, whose digits stay in the processor's cache.
+Whether they are exact on this machine is found by trying, since processors without VNNI add up in 16 bits.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+Digits = Literal[1, 2]
+DIGIT = 256
+LARGEST = {1: 127, 2: 127 * DIGIT}
+"""What the largest number of a row becomes."""
+BLOCK = 512
+"""Rows whose digits are held at once."""
+MIDDLE = 128
+"""Zero, in a byte."""
+_LEAST = 1e-30
+
+
+class Whole:
+    """A matrix of whole numbers [N, K] from -127 to 127 with a scale for each of its rows."""
+
+    def __init__(self, codes: Tensor, scales: Tensor) -> None:
+        self.shape = codes.shape
+        self.scales = scales.float().contiguous()
+        self._zeros = torch.zeros(len(codes), dtype=torch.int64)
+        self._packed = torch.ops.onednn.qlinear_prepack(codes.contiguous(), None)
+
+    def __call__(self, rows: Tensor, digits: Digits = 2) -> Tensor:
+        """[R, N] of rows [R, K] in float32."""
+        out = rows.new_empty(len(rows), self.shape[0], dtype=torch.float32)
+        block = self._block if digits == 1 else self._block_of_two
+        for part, place in zip(rows.float().split(BLOCK), out.split(BLOCK), strict=True):
+            block(part, place)
+        return out
+
+    def plain(self) -> Tensor:
+        """The matrix [N, K] that this stands for: its products with unit vectors, which lose nothing."""
+        return self(torch.eye(self.shape[1])).T.contiguous()
+
+    def _block(self, rows: Tensor, out: Tensor) -> None:
+        largest = _largest(rows)
+        torch.mul(self._product(torch.mul(rows, LARGEST[1] / largest).round_()), largest / LARGEST[1], out=out)
+
+    def _block_of_two(self, rows: Tensor, out: Tensor) -> None:
+        largest = _largest(rows)
+        low = torch.mul(rows, LARGEST[2] / largest)
+        high = torch.mul(low, 1 / DIGIT).round_()
+        low.sub_(high, alpha=DIGIT).round_().clamp_(max=127)
+        found = self._product(torch.cat([low, high]))
+        torch.add(found[: len(rows)], found[len(rows) :], alpha=DIGIT, out=out).mul_(largest / LARGEST[2])
+
+    def _product(self, digits: Tensor) -> Tensor:
+        """[R, N] of digits [R, K], whole numbers in [-128, 127], times the scales of the matrix."""
+        return torch.ops.onednn.qlinear_pointwise(  # type: ignore[no-any-return]
+            digits.to(torch.int8).view(torch.uint8).bitwise_xor_(MIDDLE),  # bytes from -128 on, counted from 0
+            1.0,
+            MIDDLE,
+            self._packed,
+            self.scales,
+            self._zeros,
+            None,
+            1.0,
+            0,
+            torch.float32,
+            "none",
+            [],
+            "",
+        )
+
+
+def _largest(rows: Tensor) -> Tensor:
+    """[R, 1] the largest |x| of each row; tiny where all are zero."""
+    return torch.maximum(rows.amax(-1, keepdim=True), rows.amin(-1, keepdim=True).neg_()).clamp_min_(_LEAST)
+
+
+@cache
+def lacking() -> str | None:
+    """Why products in whole numbers cannot be had here; None where they can."""
+    draw = torch.Generator().manual_seed(0)
+    codes = torch.randint(-127, 128, (64, 96), generator=draw, dtype=torch.int8)
+    codes[:8] = 127  # with activations at their largest, what overflows 16 bits shows
+    rows = torch.randn(5, 96, generator=draw, dtype=torch.float64)
+    rows[0] = 1.0
+    try:
+        found = Whole(codes, torch.ones(64))(rows)
+    except (RuntimeError, AttributeError, NotImplementedError) as error:
+        return f"this PyTorch has no such products here ({str(error).splitlines()[0]})"
+    expected = rows @ codes.double().T
+    off = float((found - expected).abs().max() / expected.abs().max())
+    return None if off < 1e-4 else f"this processor's are not exact (off by {off:.2g})"
