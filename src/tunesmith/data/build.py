@@ -36,6 +36,7 @@ from tunesmith.data.codec_parts import CodecParts
 from tunesmith.data.convert import conversions, told
 from tunesmith.data.encode import Rules, encode, excerpt_of
 from tunesmith.data.formats import RowFault
+from tunesmith.data.limits import many
 from tunesmith.data.oddities import Seen
 from tunesmith.data.report import DataReport, Rejected
 from tunesmith.data.sources import Source, all_rejected
@@ -300,6 +301,11 @@ def _work(chunk: list[_Task]) -> _Result:
 
 
 def _encode_chunk(chunk: list[_Task], codec: Codec, rules: Rules) -> _Result:
+    with many():
+        return _encode_tasks(chunk, codec, rules)
+
+
+def _encode_tasks(chunk: list[_Task], codec: Codec, rules: Rules) -> _Result:
     rows: list[tuple[TokenRow, Place, int, int]] = []
     lost: list[tuple[int, Rejected]] = []
     counts: Counter[tuple[int, str]] = Counter()

@@ -8,6 +8,7 @@ import re
 from array import array
 from collections.abc import Iterator, Mapping
 from dataclasses import fields
+from functools import cache
 from typing import Any, cast
 
 from tunesmith.core.records import Message, Record
@@ -30,14 +31,13 @@ MOST_HASHES = 2**25
 
 def record_texts(record: Record) -> Iterator[str]:
     """Every text of a record, tool calls and tools as JSON."""
-    for part in fields(record):
-        if part.name != "place":
-            yield from _texts(getattr(record, part.name))
+    for part in _parts(type(record)):
+        yield from _texts(getattr(record, part))
 
 
 def content_hash(record: Record) -> bytes:
     """A hash [16 bytes] of what a record says, wherever it stands."""
-    content = [(part.name, getattr(record, part.name)) for part in fields(record) if part.name != "place"]
+    content = [(part, getattr(record, part)) for part in _parts(type(record))]
     return hashlib.blake2b(repr((type(record).__name__, content)).encode("utf-8", "replace"), digest_size=16).digest()
 
 
@@ -57,7 +57,7 @@ def refuse_unwritable(record: Record) -> None:
 def oddities(record: Record) -> list[str]:
     """The names of what is odd about a record."""
     text = "\n".join(record_texts(record))
-    found = [PLACEHOLDERS] if _PLACEHOLDER.search(text) else []
+    found = [PLACEHOLDERS] if "{{" in text and _PLACEHOLDER.search(text) else []
     if text.isascii():
         return found
     return found + [name for name, pattern in BEYOND_ASCII.items() if pattern.search(text)]
@@ -103,6 +103,12 @@ class Seen:
                 self.table[self._slot(key)] = key
 
 
+@cache
+def _parts(kind: type[Record]) -> tuple[str, ...]:
+    """The parts of a kind of record, but for its place."""
+    return tuple(part.name for part in fields(kind) if part.name != "place")
+
+
 def _texts(value: Any) -> Iterator[str]:
     if isinstance(value, str):
         yield value
@@ -112,7 +118,8 @@ def _texts(value: Any) -> Iterator[str]:
             yield value.reasoning
         if value.name is not None:
             yield value.name
-        yield from _texts(value.tool_calls)
+        if value.tool_calls:
+            yield from _texts(value.tool_calls)
     elif isinstance(value, Mapping):
         yield json.dumps(value, ensure_ascii=False, default=str).replace("\\u0000", "\0")
     elif isinstance(value, tuple):

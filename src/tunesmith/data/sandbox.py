@@ -113,6 +113,12 @@ class _Sandbox(ImmutableSandboxedEnvironment):
         shared.pop("lipsum")
         shared |= {"range": _range, "raise_exception": _raise_exception, "strftime_now": date.strftime}
 
+    def getattr(self, obj: Any, attribute: str) -> Any:
+        if type(obj) is dict and attribute not in _OF_DICTS:  # nearly every look-up of a template, without a detour
+            found = cast("dict[str, Any]", obj)
+            return found[attribute] if attribute in found else self.undefined(obj=obj, name=attribute)
+        return super().getattr(obj, attribute)
+
     def call(self, context: Context, obj: Any, *args: Any, **kwargs: Any) -> Any:  # type: ignore[override]
         meter: Meter = context[METER]
         meter.pay(_CALL_PRICE)
@@ -160,6 +166,7 @@ _OPERATORS: dict[str, Callable[[Any, Any], Any]] = {
     "**": lambda left, right: left**right,
     "%": operator.mod,
 }
+_OF_DICTS = frozenset(dir(dict))
 _CALL_PRICE = 50
 _LONG = 10_000
 

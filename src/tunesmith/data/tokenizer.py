@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
@@ -27,7 +27,9 @@ from tokenizers import Tokenizer
 from tunesmith.core.problem import Problem
 from tunesmith.core.records import Message
 from tunesmith.data.codec_parts import CodecParts, pair_frame, parts_of, parts_of_folder, read_tokenizer, second_type
-from tunesmith.data.template import RESERVED, Rendered, Template, TemplateRefusal
+from tunesmith.data.refusals import refuse_reserved, refuse_unread
+from tunesmith.data.template import Rendered, Template, TemplateRefusal
+from tunesmith.data.words import Words
 
 THINKING = ("<think>", "</think>")
 """Markers that answers write themselves; in the model's turns they stay what the tokenizer makes of them."""
@@ -147,8 +149,9 @@ class Codec:
     def encode_text(self, text: str) -> list[int]:
         """The ids of a text; special tokens spelled in it are plain text."""
         if self._specials.search(text) is None:
-            return self._own.encode(text, add_special_tokens=False).ids
-        _refuse_reserved(text)
+            found = self._words.locate(text, ()) if self._words is not None else None
+            return self._own.encode(text, add_special_tokens=False).ids if found is None else found[0]
+        refuse_reserved(text)
         return self._twin.encode(text, add_special_tokens=False).ids
 
     def encode_framed(self, text: str) -> list[int]:
@@ -163,7 +166,7 @@ class Codec:
         text = " ".join(words)
         tokenizer = self._own
         if self._specials.search(text) is not None:
-            _refuse_reserved(text)
+            refuse_reserved(text)
             tokenizer = self._twin
         encoding = tokenizer.encode(text, add_special_tokens=False)
         stops = np.cumsum([len(word) + 1 for word in words]) - 1
@@ -214,18 +217,22 @@ class Codec:
         if tools and self.parts.tool_template:
             template, source = self._tool_template, self.parts.tool_template
         plain = [message.plain() for message in messages]
-        _refuse_unread(plain, tools, source)
+        flat = not tools and all(len(message) == 2 for message in plain)  # roles and texts alone, as most chats are
+        if not flat:
+            refuse_unread(plain, tools, source)
         if not trusted:
-            _refuse_reserved(plain, tools)
+            refuse_reserved(*([message["content"] for message in plain] if flat else (plain, tools)))
         escaped = [self._escape(message, message["role"] == "assistant") for message in plain]
         return template.render(escaped, [self._escape(tool) for tool in tools], add_generation_prompt)
 
     def _as_text(self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]]) -> str:
-        _refuse_unread([message.plain() for message in messages], tools, "")
+        refuse_unread([message.plain() for message in messages], tools, "")
         return "\n".join(message.content for message in messages)
 
     def locate(self, text: str, cuts: Sequence[int]) -> tuple[list[int], NDArray[np.int64]]:
         """The ids of a rendered text, and for each cut between characters the first token that reaches past it."""
+        if self._words is not None and (found := self._words.locate(text, cuts)) is not None:
+            return found[0], np.array(found[1], np.int64)
         tokenizer = self._own
         if _ESCAPE in text:
             text, cuts = self._for_twin(text, cuts)
@@ -251,6 +258,10 @@ class Codec:
     def show(self, token: int) -> str:
         """One token as the vocabulary spells it."""
         return self._own.id_to_token(token) or f"<{token}>"
+
+    @cached_property
+    def _words(self) -> Words | None:
+        return Words.of(self._json, self._own)
 
     @cached_property
     def _twin(self) -> Tokenizer:
@@ -339,36 +350,6 @@ class TextStream:
 def _moved(cut: int, old: list[int], new: list[int]) -> int:
     last = int(np.searchsorted(old, cut, side="right")) - 1
     return new[last] + cut - old[last]
-
-
-def _refuse_reserved(*values: Any) -> None:
-    found = next(filter(None, map(RESERVED.search, _texts(values))), None)
-    if found:
-        raise TemplateRefusal(f"holds the Unicode noncharacter U+{ord(found.group()):04X}, which no text may hold")
-
-
-def _texts(value: Any) -> Iterator[str]:
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, Mapping):
-        for key, part in cast("Mapping[Any, Any]", value).items():
-            yield from _texts(key)
-            yield from _texts(part)
-    elif isinstance(value, (list, tuple)):
-        for part in cast("Sequence[Any]", value):
-            yield from _texts(part)
-
-
-def _refuse_unread(messages: Sequence[Mapping[str, Any]], tools: Sequence[Any], source: str) -> None:
-    """Refuse what the template would leave out in silence."""
-    parts = {"tools": bool(tools)}
-    for name in ("tool_calls", "reasoning_content"):
-        parts[name] = any(message.get(name) for message in messages)
-    for name, used in parts.items():
-        if used and name not in source:
-            word = name.replace("_", " ").replace("reasoning content", "reasoning")
-            what = "the chat template has no place for them" if source else "there is no chat template to write them"
-            raise TemplateRefusal(f"has {word}, and {what}")
 
 
 def _any_of(texts: Any) -> re.Pattern[str]:

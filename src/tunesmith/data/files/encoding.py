@@ -154,7 +154,7 @@ def _window(stream: Iterator[bytes]) -> bytes:
     """The first bytes from the first byte beyond ASCII on; empty where there is none."""
     seen = 0
     for chunk in stream:
-        found = _BEYOND_ASCII.search(chunk)
+        found = None if chunk.isascii() else _BEYOND_ASCII.search(chunk)
         if found:
             return (chunk[found.start() :] + next(stream, b""))[:WINDOW]
         seen += len(chunk)
