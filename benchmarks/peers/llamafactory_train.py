@@ -18,7 +18,7 @@ def train(settings: dict[str, Any]) -> dict[str, Any]:
 
     settings: `place`, `learns`; `stage`: `sft` or `pt`; `more`: other arguments, as in its YAML files.
     """
-    _without_audio()
+    without_audio()
     _once(settings, "warm")
     return _once(settings, "rows").figures
 
@@ -56,7 +56,7 @@ def arguments(settings: dict[str, Any], name: str) -> dict[str, Any]:
     }
 
 
-def _without_audio() -> None:
+def without_audio() -> None:
     """Let it be imported where torchaudio is not: it names it at its head, and calls it for sound alone."""
     if importlib.util.find_spec("torchaudio") is None:
         module = types.ModuleType("torchaudio")
