@@ -10,6 +10,8 @@ does beside (collating, clipping, logging), not its start.
 
 from __future__ import annotations
 
+from typing import Any
+
 from bench.contestants import BATCH_1, KEPT, PACKED, hugging, llamafactory, ours, trl
 from bench.side import Side
 from bench.training import ROUGH, Contest, Work, chosen, command, options, shape_of, show
@@ -21,7 +23,7 @@ LOOSE = {"TRL, defaults": ROUGH, f"LLaMA-Factory, {SEEN}": {"learned": 0}}
 
 def peers(batch: int) -> list[Side]:
     """The settings of the other programs; batch: rows of those that compute several at once, but for defaults (8)."""
-    several = {"per_device_train_batch_size": batch}
+    several: dict[str, Any] = {"per_device_train_batch_size": batch}
     return [
         hugging(f"PEFT, batch {batch}", batch=batch),
         hugging("PEFT, batch 1", batch=1),
