@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import tiny
 import torch
-from made_benches import tiny_codec, tiny_model
+from made_benches import tiny_codec, tiny_folder, tiny_model
 from peft import IA3Config, LoraConfig, PeftModel, get_peft_model
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -16,6 +17,7 @@ from transformers.pytorch_utils import Conv1D
 
 from tunesmith.core.problem import Problem
 from tunesmith.core.records import Chat, Message, Text
+from tunesmith.core.run import ModelSpec
 from tunesmith.generate.engines import Ask
 from tunesmith.generate.engines.local import Local
 from tunesmith.generate.held import Rounded, hold
@@ -205,14 +207,23 @@ def test_what_cannot_be_held_is_refused() -> None:
         Local(weights="int8").follow(tiny_model(), tiny_codec())
     with pytest.raises(Problem, match="draws from another distribution"):
         Local(weights="int4").follow(adapted(), tiny_codec())
-    with pytest.raises(Problem, match="no frozen linear layers"):
-        hold(tiny_model().requires_grad_(), "int8")
+    with pytest.raises(Problem, match="no linear layers"):
+        hold(tiny_model().requires_grad_(), "int8", learns=True)
     with pytest.raises(Problem, match="is on meta"):
         hold(tiny_model().requires_grad_(False).to("meta"), "int8")  # type: ignore[arg-type]
     held: PreTrainedModel = tiny_model().requires_grad_(False)
     hold(held, "int8")
     with pytest.raises(Problem, match="few bits already"):
         hold(held, "int4")
+
+
+def test_a_folder_is_opened_in_few_bits(tmp_path: Path) -> None:
+    spec = ModelSpec(path=str(tiny_folder(tmp_path / "model")), device="cpu", dtype="float32")
+    sampling = Sampling(max_tokens=6)
+    opened = Local(weights="int8").open(spec)
+    assert isinstance(opened.base.lm_head, Rounded)
+    oracle = Local().bind(written_out(opened.base), opened.codec)
+    assert list(opened.answer(ASKS, sampling)) == list(oracle.answer(ASKS, sampling))
 
 
 def test_conv1d_is_written_out_as_it_lies() -> None:

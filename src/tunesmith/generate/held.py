@@ -5,9 +5,9 @@
     v_proj ┘  (`JOINED`)                  └ its rows
 
 A layer is replaced by one that computes with the rounded matrix, and that stands for it everywhere: its `weight` is the
-rounded matrix written out, for adapters that compute with it. Rounded are the frozen matrices of the base; what
-an adapter learned stands beside them as it is. Layers that read the same input become one product: the first of them
-computes it for all, the others take their rows of it.
+rounded matrix written out, for adapters that compute with it. Rounded are the matrices of the base that do not learn;
+what an adapter learned stands beside them as it is. Layers that read the same input become one product: the first of
+them computes it for all, the others take their rows of it.
 """
 
 from __future__ import annotations
@@ -89,10 +89,11 @@ class Joint:
         return found.unflatten(0, states.shape[:-1])
 
 
-def hold(model: nn.Module, weights: Weights) -> int:
-    """Round the frozen matrices of a model's base in place; returns how many. `plain` leaves it as it is.
+def hold(model: nn.Module, weights: Weights, *, learns: bool = False) -> int:
+    """Round the matrices of a model's base in place; returns how many. `plain` leaves it as it is.
 
-    model: a transformers model or an adapter's wrapper of one.
+    model: a transformers model or an adapter's wrapper of one; learns: whether matrices that require gradients will
+    change, and so stay as they are.
 
     Raises:
         Problem: this machine or this model cannot have it so.
@@ -101,9 +102,9 @@ def hold(model: nn.Module, weights: Weights) -> int:
         return 0
     _check(model, weights)
     release(model)  # levers read the base's matrices themselves
-    chosen = dict(_layers(model))
+    chosen = dict(_layers(model, learns))
     if not chosen:
-        raise Problem("weights", f"is {weights}, and {type(model).__name__} has no frozen linear layers", "Use plain")
+        raise Problem("weights", f"is {weights}, and {type(model).__name__} has no linear layers to round", "Use plain")
     count, ends = 0, {id(part) for part in _ends(model)}
     for group in list(_groups(chosen)):
         layers = [chosen.pop(name) for name in group]
@@ -130,7 +131,7 @@ def held_twin(model: nn.Module, weights: Weights) -> nn.Module:
         what = "is int4, and so coarse a base draws from another distribution than the one that learns"
         raise Problem("engine.local.weights", what, "Use plain or int8")
     beside = twin(model)
-    hold(beside, weights)
+    hold(beside, weights, learns=True)
     return beside
 
 
@@ -144,13 +145,13 @@ def _check(model: nn.Module, weights: str) -> None:
         raise Problem("weights", f"is {weights}, and the base is held in few bits already", "Use plain")
 
 
-def _layers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """The frozen linear layers of a base, by name, without those of an adapter."""
+def _layers(model: nn.Module, learns: bool) -> Iterator[tuple[str, nn.Module]]:
+    """The linear layers of a base, by name, without those of an adapter and, where it learns, those that do."""
     own = {id(part) for module in model.modules() for part in _adapters(module)}
     kept = tuple(name for part in model.modules() for name in getattr(part, "_keep_in_fp32_modules", None) or ())
     for name, module in model.named_modules():
-        frozen = type(module) in (nn.Linear, Conv1D) and not cast(Tensor, module.weight).requires_grad
-        if frozen and id(module) not in own and not set(kept) & set(name.split(".")):
+        fits = type(module) in (nn.Linear, Conv1D) and not (learns and cast(Tensor, module.weight).requires_grad)
+        if fits and id(module) not in own and not set(kept) & set(name.split(".")):
             yield name, module
 
 
