@@ -168,10 +168,12 @@ def about(group: Group, tongue: Tongue = "en") -> str:
     """Date, machine and rounds of a group, and the versions of each program, in a line."""
     machine = group.machine
     rounds = max((len(side.rounds) for side in group.sides), default=0)
-    where = f"{group.day}, {machine['processor']}, "
+    where, load = f"{group.day}, {machine['processor']}, {machine['cores']}", machine.get("load")
     if tongue == "zh":
-        return f"{where}{machine['cores']} 核，结束时负载 {machine['load']}，轮数 {rounds}。{_versions(group)}"
-    return f"{where}{machine['cores']} cores, load {machine['load']} at the end, rounds: {rounds}. {_versions(group)}"
+        busy = "" if load is None else f"，结束时负载 {load}"
+        return f"{where} 核{busy}，轮数 {rounds}。{_versions(group)}"
+    busy = "" if load is None else f", load {load} at the end"
+    return f"{where} cores{busy}, rounds: {rounds}. {_versions(group)}"
 
 
 def _versions(group: Group) -> str:
