@@ -132,8 +132,7 @@ class ThroughPeft(Method):
         """Refuse options that do not fit a model, with what would."""
         for target in self.targets:
             chosen = self._chosen(model, target)
-            for name, layer in chosen.items():
-                self._check_end(model, name, layer)
+            self._check_ends(model, chosen)
             self._check_rank(target, chosen)
             for name, layer in chosen.items():
                 self._check_layer(name, layer)
@@ -187,17 +186,17 @@ class ThroughPeft(Method):
             "Use the method lora, which takes these too, or freeze or full",
         )
 
-    def _check_end(self, model: PreTrainedModel, name: str, layer: nn.Module) -> None:
+    def _check_ends(self, model: PreTrainedModel, chosen: Mapping[str, nn.Module]) -> None:
         """Refuse a head that learns anyway, and an end of the model that shares its weights with the other."""
-        if any(name == part or name.startswith(f"{part}.") for part in head_parts(model)):
-            raise Problem(f"method.{self.name()}.targets", f"{name} is the head, which learns whole", "Leave it out")
+        where, heads = f"method.{self.name()}.targets", list(head_parts(model))
         tied = model.config.get_text_config().tie_word_embeddings or getattr(model.config, "tie_word_embeddings", False)
-        if tied and any(layer is end for end in _ends(model)):
-            raise Problem(
-                f"method.{self.name()}.targets",
-                f"{name} shares its weights with the other end of the model, so a change of it cannot be folded",
-                "Leave it out, or use the method freeze with names",
-            )
+        ends = _ends(model) if tied else []
+        for name, layer in chosen.items():
+            if any(name == part or name.startswith(f"{part}.") for part in heads):
+                raise Problem(where, f"{name} is the head, which learns whole", "Leave it out")
+            if any(layer is end for end in ends):
+                what = f"{name} shares its weights with the other end of the model, so a change of it cannot be folded"
+                raise Problem(where, what, "Leave it out, or use the method freeze with names")
 
     def _check_head(self, model: PreTrainedModel) -> None:
         """Refuse what would leave a new head, for labels or a score, as random as it was made."""
