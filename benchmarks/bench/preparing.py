@@ -26,7 +26,7 @@ def ours(settings: dict[str, Any]) -> dict[str, Any]:
     with clock:
         parts = [Part(source, 0) for source in open_source(DataSpec(path=str(place / "rows.json")))]
         store, report = build_store(
-            parts, codec, Rules(Chat, 1024), Path.cwd() / "cache", processes=settings["processes"]
+            parts, codec, Rules(Chat, 1024, over_long="truncate"), Path.cwd() / "cache", processes=settings["processes"]
         )
         stream = Stream(store.lengths, Pace(8192))
         lengths = store.lengths.tolist()
