@@ -105,7 +105,9 @@ def test_a_weighted_sum_of_logprobs(family: str, learns: bool, smoothing: float)
         model.zero_grad()
         (3 * total).backward()
         assert leaf.grad is not None
-        weight = model.get_output_embeddings().weight.grad
+        layer = model.get_output_embeddings()
+        assert layer is not None
+        weight = layer.weight.grad
         found.append((total.detach(), leaf.grad, None if weight is None else weight.clone()))
     (plain, slope, weight), (fast, fast_slope, fast_weight) = found
     assert float(fast) == pytest.approx(float(plain), rel=1e-6)

@@ -40,9 +40,11 @@ def short(base: Path, where: Path, objective: str | dict[str, Any], **train: Any
     return tiny.trained(base, where, objective, **options, train={"clip_norm": None, **train})
 
 
-def assert_same_run(ours: Result, theirs: Result, tolerance: float = SAME) -> None:
-    for one, other in zip(tiny.figures(ours), tiny.figures(theirs), strict=True):
-        assert one == pytest.approx(other, rel=2e-4, abs=1e-6)
+def assert_same_run(ours: Result, theirs: Result, tolerance: float = SAME, ties: tuple[str, ...] = ()) -> None:
+    """ties: figures that before the first update only rounding decides, since nothing differs from the reference."""
+    for number, (one, other) in enumerate(zip(tiny.figures(ours), tiny.figures(theirs), strict=True)):
+        told = [{k: v for k, v in figures.items() if number or k not in ties} for figures in (one, other)]
+        assert told[0] == pytest.approx(told[1], rel=2e-4, abs=4e-6 if ties else 1e-6)
     assert tiny.difference(tiny.tensors(ours.folder.model), tiny.tensors(theirs.folder.model)) < tolerance
 
 
@@ -140,7 +142,7 @@ def test_a_precomputed_reference_is_the_live_one(objective: str, method: Any, ba
         against({"reference": reference}, objective, base, tmp_path / reference, method)
         for reference in ("live", "precomputed")
     ]
-    assert_same_run(*runs)
+    assert_same_run(*runs, ties=("accuracy",))
     validated = [tiny.figures(run, "validate") for run in runs]
     assert validated[0]
     for one, other in zip(*validated, strict=True):
@@ -154,7 +156,7 @@ def test_another_model_that_is_the_same_is_the_same_reference(
 ) -> None:
     own = against({}, objective, base, tmp_path / "own")
     options = {"reference": reference, "reference_model": str(base)}
-    assert_same_run(own, against(options, objective, base, tmp_path / "other"))
+    assert_same_run(own, against(options, objective, base, tmp_path / "other"), ties=("accuracy",))
 
 
 def test_another_model_is_a_reference_for_methods_that_cannot_be_switched_off(base: Path, tmp_path: Path) -> None:
@@ -187,15 +189,15 @@ def test_recomputing_really_happens(
     objective: str, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A layer runs twice in a step; the law above would hold for a setting that does nothing as well."""
-    from transformers.models.llama.modeling_llama import LlamaMLP
+    from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
-    own, calls = LlamaMLP.forward, []
+    own, calls = LlamaDecoderLayer.forward, []
 
-    def forward(self: Any, states: Tensor) -> Tensor:
+    def forward(self: Any, states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         calls.append(states.requires_grad)
-        return own(self, states)
+        return own(self, states, *args, **kwargs)
 
-    monkeypatch.setattr(LlamaMLP, "forward", forward)
+    monkeypatch.setattr(LlamaDecoderLayer, "forward", forward)
     counts = []
     for setting in ("off", "on"):
         tiny.trained(base, tmp_path / setting, objective, train={"checkpoint_activations": setting, "steps": 2})

@@ -102,11 +102,11 @@ class Head:
         """log p of each token [M] given its hidden state [M, d], in float32."""
         if len(tokens) == 0:
             return hidden.sum(dim=-1).float()
-        if not torch.is_grad_enabled():
-            return torch.cat([self._logprobs(h, t) for h, t in self.chunks(hidden, tokens)])
         if self.by_hand:
             layer = cast(nn.Linear, self.layer)
             return _Each.apply(self._typed(hidden), layer.weight, layer.bias, tokens, self)  # type: ignore[no-any-return]
+        if not torch.is_grad_enabled():
+            return torch.cat([self._logprobs(h, t) for h, t in self.chunks(hidden, tokens)])
         parts = [checkpoint(self._logprobs, h, t, use_reentrant=False) for h, t in self.chunks(hidden, tokens)]
         return torch.cat(parts)  # type: ignore[arg-type]
 
@@ -255,7 +255,7 @@ class _Each(Function):
         ctx.head, ctx.learns = head, any(ctx.needs_input_grad[1:3])
         with torch.autocast(hidden.device.type, enabled=False):
             hand = _Hand(head, hidden, weight, bias, tokens)
-            if ctx.learns:
+            if ctx.learns or not ctx.needs_input_grad[0]:
                 ctx.save_for_backward(hidden, weight, bias, tokens)
                 return hand.values()
             found = hand.slopes(None, (True, False, False))

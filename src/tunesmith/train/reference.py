@@ -17,6 +17,7 @@ from tunesmith.core.run import ModelSpec, Run
 from tunesmith.data.tokenizer import Codec
 from tunesmith.generate.opened import open_model
 from tunesmith.methods import Method
+from tunesmith.models.fast import quicken
 from tunesmith.models.forest import Batch, by_row
 from tunesmith.models.load import load_codec
 from tunesmith.models.policy import Policy
@@ -69,6 +70,7 @@ def open_reference(run: Run, objective: Objective) -> Policy | None:
         return None
     opened = open_model(spec)
     opened.trained.requires_grad_(False)
+    quicken(opened.trained, run.model.fast, opened.loaded.choice.device)
     return opened.policy()
 
 

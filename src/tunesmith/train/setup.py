@@ -164,6 +164,8 @@ def build(inputs: Inputs, world: World | None, tell: Tell) -> Ready:
     trained = method.apply(loaded.model) if adapter is None else method.adopt(loaded.model, adapter)
     if run.train.checkpoint_activations == "on":
         _recompute(loaded, trained)
+    if text := described(run.model.fast, quicken(trained, run.model.fast, loaded.choice.device)):
+        tell(Event("note", values={"text": text}))
     policy = _policy(inputs, loaded, trained, world)
     policy.reference = open_reference(run, objective)
     steps = _steps(inputs, policy, world)
@@ -174,8 +176,6 @@ def build(inputs: Inputs, world: World | None, tell: Tell) -> Ready:
         )
         tell(Event("note", values={"text": text}))
     hold_in(trained, inputs.optimizer.holds)
-    if text := described(run.model.fast, quicken(trained, run.model.fast, loaded.choice.device)):
-        tell(Event("note", values={"text": text}))
     policy.beside = objective.equip(policy)
     learned = Learned.of(trained, method, policy.beside)
     groups = _groups(inputs, trained, policy.beside)
@@ -263,9 +263,9 @@ def choose_checkpointing(inputs: Inputs, tell: Tell) -> Inputs:
     """Settle `checkpoint_activations: auto`: off, unless memory is short without it."""
     if inputs.run.train.checkpoint_activations != "auto":
         return inputs
-    free = memory_bytes(torch.device(inputs.run.model.device))
     setting = "off"
-    if _roughly(inputs) > free / 2 and shape(inputs, checkpointing=False).memory.total > free:
+    free = memory_bytes(torch.device(inputs.run.model.device))
+    if memory_may_be_short(inputs) and shape(inputs, checkpointing=False).memory.total > free:
         setting = "on"
         tell(Event("note", values={"text": "checkpoint_activations on: without it the run would not fit in memory"}))
     return _with(inputs, _train(inputs.run, checkpoint_activations=setting))
@@ -279,12 +279,13 @@ def _train(run: Run, **settings: Any) -> Run:
     return run.model_copy(update={"train": run.train.model_copy(update=settings)})
 
 
-def _roughly(inputs: Inputs) -> float:
-    """An upper bound on the run's bytes from file sizes and widths, to see whether counting is worth its time."""
+def memory_may_be_short(inputs: Inputs) -> bool:
+    """Whether a run may need half of the free memory, by an upper bound from file sizes and widths."""
     config = load_config(inputs.found).get_text_config()
     weights = sum(file.stat().st_size for file in inputs.found.base.glob("*.safetensors"))
     tokens = max(inputs.longest, inputs.run.train.tokens_per_batch)
-    return 8 * weights + 160 * tokens * config.hidden_size * config.num_hidden_layers
+    most = 8 * weights + 160 * tokens * config.hidden_size * config.num_hidden_layers
+    return most > memory_bytes(torch.device(inputs.run.model.device)) / 2
 
 
 def _resolve_model(run: Run, found: Found, objective: Objective, tell: Tell) -> Run:

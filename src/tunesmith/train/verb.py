@@ -32,7 +32,7 @@ from tunesmith.train.disk import gone, in_words
 from tunesmith.train.listeners import Listener
 from tunesmith.train.loop import Loop, Parts, State
 from tunesmith.train.record import check_unchanged, read_record, versions, write_record
-from tunesmith.train.setup import Inputs, Ready, build, choose_checkpointing, gather
+from tunesmith.train.setup import Inputs, Ready, build, choose_checkpointing, gather, memory_may_be_short
 from tunesmith.train.signals import Wish, wish_to_stop
 from tunesmith.train.survey import check_disk
 from tunesmith.train.tell import Hear, Teller
@@ -124,7 +124,8 @@ def _begin(inputs: Inputs, folder: RunDir, base: Path, waiting: list[Event]) -> 
 
 def _run(inputs: Inputs, folder: RunDir, hear: Hear, wish: Wish, world: World, *, resumed: bool) -> Result:
     tell = Teller(folder, cast("tuple[Listener, ...]", inputs.run.train.listeners), hear, main=world.main)
-    give_back_at_once()
+    if memory_may_be_short(inputs):
+        give_back_at_once()
     try:
         ready = build(inputs, world, tell)
         saver = _Saver(inputs, ready, folder, world, tell)
