@@ -50,7 +50,7 @@ def learned(row: dict[str, Any]) -> int:
     """Labels of a row that are learned; nothing predicts the first of a row, or of a text packed into it."""
     sizes = row.get("seq_lengths") or []
     starts = {0, *itertools.accumulate(sizes)}
-    return sum(label != -100 and place not in starts for place, label in enumerate(row["labels"]))
+    return sum(label != -100 and place not in starts for place, label in enumerate(row.get("labels", row["input_ids"])))
 
 
 def rows_of(settings: dict[str, Any], name: str) -> list[dict[str, list[int]]]:

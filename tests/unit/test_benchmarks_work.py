@@ -105,9 +105,9 @@ def test_text_is_read_as_the_tokens_it_was_written_from(tmp_path: Path) -> None:
 
 
 def test_labels_that_nothing_stands_before_are_not_learned() -> None:
-    assert learned({"labels": [5, -100, 6, 7]}) == 2
-    assert learned({"labels": [5, 6, 7, 8], "seq_lengths": [1, 3]}) == 2
-    assert learned({"labels": [-100, 6, -100, 8], "seq_lengths": [2, 2]}) == 2
+    assert learned({"input_ids": [5, 4, 6, 7], "labels": [5, -100, 6, 7]}) == 2
+    assert learned({"input_ids": [5, 6, 7, 8], "seq_lengths": [1, 3]}) == 2
+    assert learned({"input_ids": [5, 6, 7, 8], "labels": [-100, 6, -100, 8], "seq_lengths": [2, 2]}) == 2
 
 
 def test_updates_have_prompts_with_their_answers() -> None:
