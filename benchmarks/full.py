@@ -6,7 +6,8 @@ One step of AdamW over all rows, all weights, float32, one thread. Fine-tuning l
 pre-training learns every token of documents. The loss, the norm of the gradient and the number of learned tokens are
 compared first. transformers' way to pre-train lets documents run into each other, so that its loss is another one by a
 little, and a few more tokens are learned. LLaMA-Factory's blocks leave out what does not fill one, a third of these
-rows, so it is measured with documents apart; its loss is a mean of micro-batches' means.
+rows, so it is measured with documents apart; its loss is divided
+by the first token of each document too, which nothing predicts.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from bench.side import Side
 from bench.training import ROUGH, Contest, Work, chosen, command, options, shape_of, show
 
 ROUGHLY: Within = {"loss": 1e-2, "learned": 1e-2}
-"""For texts that run into each other, and for a loss that is a mean of micro-batches' means."""
+"""For texts that run into each other, and for a loss that is divided by tokens that nothing predicts too."""
 ROWS_OF_TEXTS = 0.5
 """Documents are longer than instructions: half as many stand for as much work."""
 
