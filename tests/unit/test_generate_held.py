@@ -21,9 +21,10 @@ from tunesmith.core.run import ModelSpec
 from tunesmith.generate.engines import Ask
 from tunesmith.generate.engines.local import Local
 from tunesmith.generate.held import Rounded, hold
-from tunesmith.generate.products import GROUP, Nibbles, Whole, lacking
+from tunesmith.generate.products import GROUP, Nibbles
 from tunesmith.generate.rounding import in_eight_bits, in_four_bits
 from tunesmith.generate.sampling import Sampling
+from tunesmith.models.whole import Whole, lacking
 
 if reason := lacking():
     pytest.skip(reason, allow_module_level=True)

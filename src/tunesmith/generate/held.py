@@ -24,12 +24,13 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from tunesmith.core.problem import Problem
-from tunesmith.generate.products import Matrix, lacking
+from tunesmith.generate.products import Matrix
 from tunesmith.generate.rounding import in_eight_bits, in_four_bits
 from tunesmith.methods._own import Adapted, Part
 from tunesmith.models.fast import release
 from tunesmith.models.quantize import is_held
 from tunesmith.models.twin import twin
+from tunesmith.models.whole import lacking
 
 Weights = Literal["plain", "int8", "int4"]
 JOINED = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"), ("query", "key", "value"), ("w1", "w3"))

@@ -14,7 +14,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from tunesmith.generate.products import GROUP, Matrix, Nibbles, Whole
+from tunesmith.generate.products import GROUP, Matrix, Nibbles
+from tunesmith.models.whole import Whole
 
 AT_ONCE = 1 << 22
 """Weights that are rounded at once."""

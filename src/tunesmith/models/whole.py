@@ -13,7 +13,7 @@ Whether they are exact on this machine is found by trying, since processors with
 from __future__ import annotations
 
 from functools import cache
-from typing import Literal
+from typing import Literal, Self
 
 import torch
 from torch import Tensor
@@ -24,12 +24,24 @@ LARGEST = {1: 127, 2: 127 * DIGIT}
 """What the largest number of a row becomes."""
 BLOCK = 512
 """Rows whose digits are held at once."""
+FEW = 32
+"""Rows that are computed in few operations instead of few bytes."""
 MIDDLE = 128
 """Zero, in a byte."""
 _LEAST = 1e-30
+_TINY = torch.tensor(_LEAST)
+_ZERO = torch.tensor(DIGIT * MIDDLE + MIDDLE + 0.5)
+"""Zero in both bytes, and half a step more, since a cast cuts off."""
 
 
-class Whole:
+class Value:
+    """What never changes, so that a copy of it is itself."""
+
+    def __deepcopy__(self, memo: dict[int, object]) -> Self:
+        return self
+
+
+class Whole(Value):
     """A matrix of whole numbers [N, K] from -127 to 127 with a scale for each of its rows."""
 
     def __init__(self, codes: Tensor, scales: Tensor) -> None:
@@ -40,6 +52,8 @@ class Whole:
 
     def __call__(self, rows: Tensor, digits: Digits = 2) -> Tensor:
         """[R, N] of rows [R, K] in float32."""
+        if digits == 2 and len(rows) <= FEW:
+            return self._few(rows.float())
         out = rows.new_empty(len(rows), self.shape[0], dtype=torch.float32)
         block = self._block if digits == 1 else self._block_of_two
         for part, place in zip(rows.float().split(BLOCK), out.split(BLOCK), strict=True):
@@ -62,23 +76,29 @@ class Whole:
         found = self._product(torch.cat([low, high]))
         torch.add(found[: len(rows)], found[len(rows) :], alpha=DIGIT, out=out).mul_(largest / LARGEST[2])
 
+    def _few(self, rows: Tensor) -> Tensor:
+        """Two digits, from the bytes of whole numbers of 32 bits."""
+        scale = torch.add(_TINY, rows.abs().amax(-1, keepdim=True), alpha=1 / LARGEST[2])
+        whole = torch.addcdiv(_ZERO, rows, scale).to(torch.int32)
+        count, width = rows.shape
+        # a number lies in memory as its digits, the lowest first, on every machine that has these products
+        digits = whole.view(torch.uint8).as_strided((2, count, width), (1, 4 * width, 4))
+        low, high = self._bytes(digits.contiguous().view(2 * count, width)).chunk(2)
+        return torch.add(low, high, alpha=DIGIT).mul_(scale)
+
     def _product(self, digits: Tensor) -> Tensor:
         """[R, N] of digits [R, K], whole numbers in [-128, 127], times the scales of the matrix."""
+        return self._bytes(digits.to(torch.int8).view(torch.uint8).bitwise_xor_(MIDDLE))
+
+    def _bytes(self, digits: Tensor) -> Tensor:
+        """The same of bytes whose `MIDDLE` is zero."""
         return torch.ops.onednn.qlinear_pointwise(  # type: ignore[no-any-return]
-            digits.to(torch.int8).view(torch.uint8).bitwise_xor_(MIDDLE),  # bytes from -128 on, counted from 0
-            1.0,
-            MIDDLE,
-            self._packed,
-            self.scales,
-            self._zeros,
-            None,
-            1.0,
-            0,
-            torch.float32,
-            "none",
-            [],
-            "",
+            digits, 1.0, MIDDLE, self._packed, self.scales, self._zeros, *_PLAINLY
         )
+
+
+_PLAINLY = (None, 1.0, 0, torch.float32, "none", [], "")
+"""No bias, a product as float32, and nothing behind it."""
 
 
 def _largest(rows: Tensor) -> Tensor:

@@ -15,14 +15,14 @@ import torch
 from torch import Tensor, nn
 
 from tunesmith.models.fast import WHOLE
-from tunesmith.models.whole import Digits, Whole, lacking
+from tunesmith.models.whole import Digits, Value, Whole, lacking
 
 FORWARD: Digits = 1
 BACKWARD: Digits = 1
 """Digits of activations and of gradients: with one each a run learns what it learns in float32, to its own noise."""
 
 
-class Both:
+class Both(Value):
     """A matrix W = r * codes in both directions. codes [out, in]; scales r [out]."""
 
     def __init__(self, codes: Tensor, scales: Tensor) -> None:
