@@ -120,7 +120,7 @@ def test_two_ranks_are_one(objective: str, both: Both, tmp_path: Path) -> None:
     ranks = both.result(objective)
     for kind in ("step", "validate"):
         for one, other in zip(tiny.figures(alone, kind), tiny.figures(ranks, kind), strict=True):
-            assert one == pytest.approx(other, rel=1e-4, abs=1e-6)
+            assert one == pytest.approx(other, rel=1e-4, abs=4e-6)
     assert tiny.difference(tiny.tensors(alone.folder.model), tiny.tensors(ranks.folder.model)) < 1e-5
 
 

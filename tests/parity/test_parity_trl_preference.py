@@ -197,7 +197,7 @@ def test_kto(seed: int, lora: bool, base: Path, tmp_path: Path) -> None:
     told = trainer._metrics["eval"]
     assert figures["kl"] == pytest.approx(told["kl"][0], rel=1e-4)
     for name, their in (("good", "chosen"), ("bad", "rejected"), ("lead", "margins")):
-        assert figures[name] == pytest.approx(told[f"rewards/{their}"][0], rel=1e-4, abs=1e-6)
+        assert figures[name] == pytest.approx(told[f"rewards/{their}"][0], rel=1e-4, abs=4e-6)
 
 
 def test_the_kl_of_these_seeds_is_clamped_in_some_cases_only(base: Path) -> None:

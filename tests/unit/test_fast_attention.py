@@ -21,11 +21,11 @@ from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tunesmith.models.attention import NAME, Ask, by_segment, give_kernels, kernels_of
+from tunesmith.models.device import product_type
 from tunesmith.models.fast import attention, release
 from tunesmith.models.fast._flex import Flex
 from tunesmith.models.fast._paths import Paths
 from tunesmith.models.fast._proven import Proven
-from tunesmith.models.fast._states import product_type
 from tunesmith.models.fast._tree import Tree, block_mask, sees
 from tunesmith.models.fast._varlen import Varlen, library
 from tunesmith.models.forest import Layout, Segment, plant

@@ -232,14 +232,14 @@ def test_the_reader_may_leave(runs: dict[str, Path]) -> None:
 
 def test_chat_drafts_greedy_answers_only(runs: dict[str, Path]) -> None:
     spec = ModelSpec(path=str(runs["llama"]), dtype="float32", device="cpu")
-    base, tuned = chat._speakers(spec, against=True, greedy=True)
+    base, tuned = chat._speakers(spec, True, Local(), Sampling(temperature=0))
     assert not isinstance(base.answers, MedusaAnswers)
     assert isinstance(tuned.answers, MedusaAnswers)
     assert tuned.answers.told == ""
     said = "".join(tuned.answers.stream(ASKS[1], Sampling(max_tokens=20)))
     assert said == "".join(base.answers.stream(ASKS[1], Sampling(max_tokens=20)))
     assert f"{tuned.answers.mean_accepted:.2f} tokens a pass" in tuned.answers.told
-    assert not isinstance(chat._speakers(spec, against=False, greedy=False)[0].answers, MedusaAnswers)
+    assert not isinstance(chat._speakers(spec, False, Local(), Sampling(temperature=1))[0].answers, MedusaAnswers)
 
 
 class TestRefusals:

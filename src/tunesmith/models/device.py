@@ -5,11 +5,13 @@ from __future__ import annotations
 import resource
 import sys
 import time
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
 import torch
+from torch import Tensor
 
 from tunesmith.core.problem import Problem
 
@@ -34,6 +36,23 @@ def choose(device: str, dtype: str) -> Choice:
     place, why_place = _device(device)
     kind, why_kind = _dtype(dtype, place)
     return Choice(place, kind, (f"device {place.type}: {why_place}", f"dtype {str(kind)[6:]}: {why_kind}"))
+
+
+def autocasts(states: Tensor) -> bool:
+    """Whether autocast is on where states are."""
+    kind = states.device.type
+    return torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+
+
+def product_type(states: Tensor) -> torch.dtype:
+    """The number type of products with states: theirs, or autocast's where it is on."""
+    return torch.get_autocast_dtype(states.device.type) if autocasts(states) else states.dtype
+
+
+def untyped(states: Tensor) -> AbstractContextManager[object]:
+    """Products of states in the types that are given, whatever autocast says."""
+    kind = states.device.type
+    return torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext()
 
 
 def memory_bytes(device: torch.device) -> int:

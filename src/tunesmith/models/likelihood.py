@@ -28,6 +28,8 @@ from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
+from tunesmith.models.device import product_type, untyped
+
 CHUNK_NUMBERS = 1 << 25
 """Logits that may exist at once; 128 MiB in float32."""
 GPU_CHUNK_NUMBERS = 1 << 27
@@ -134,9 +136,8 @@ class Head:
 
     def _typed(self, hidden: Tensor) -> Tensor:
         """Hidden states in the type that the product with the layer has: that of its weights, or autocast's."""
-        kind = hidden.device.type
-        cast_to = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
-        return hidden.to(cast_to or cast(nn.Linear, self.layer).weight.dtype)
+        kind = product_type(hidden)
+        return hidden.to(cast(nn.Linear, self.layer).weight.dtype if kind == hidden.dtype else kind)
 
 
 class _Slopes(NamedTuple):
@@ -234,7 +235,7 @@ class _Total(Function):
     def forward(
         ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, tokens: Tensor, weights: Tensor, head: Head
     ) -> Tensor:
-        with torch.autocast(hidden.device.type, enabled=False):
+        with untyped(hidden):
             found = _Hand(head, hidden, weight, bias, tokens).slopes(weights, ctx.needs_input_grad[:3])
         ctx.save_for_backward(*found[1:])
         ctx.dtype = weight.dtype
@@ -253,7 +254,7 @@ class _Each(Function):
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, tokens: Tensor, head: Head) -> Tensor:
         ctx.head, ctx.learns = head, any(ctx.needs_input_grad[1:3])
-        with torch.autocast(hidden.device.type, enabled=False):
+        with untyped(hidden):
             hand = _Hand(head, hidden, weight, bias, tokens)
             if ctx.learns or not ctx.needs_input_grad[0]:
                 ctx.save_for_backward(hidden, weight, bias, tokens)

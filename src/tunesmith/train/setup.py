@@ -280,12 +280,12 @@ def _train(run: Run, **settings: Any) -> Run:
 
 
 def memory_may_be_short(inputs: Inputs) -> bool:
-    """Whether a run may need half of the free memory, by an upper bound from file sizes and widths."""
+    """Whether a run may need most of the free memory, by an upper bound from file sizes and widths."""
     config = load_config(inputs.found).get_text_config()
     weights = sum(file.stat().st_size for file in inputs.found.base.glob("*.safetensors"))
     tokens = max(inputs.longest, inputs.run.train.tokens_per_batch)
     most = 8 * weights + 160 * tokens * config.hidden_size * config.num_hidden_layers
-    return most > memory_bytes(torch.device(inputs.run.model.device)) / 2
+    return most > 0.8 * memory_bytes(torch.device(inputs.run.model.device))
 
 
 def _resolve_model(run: Run, found: Found, objective: Objective, tell: Tell) -> Run:

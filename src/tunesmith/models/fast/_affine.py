@@ -16,6 +16,7 @@ import torch
 from peft.tuners.lora.layer import Linear as LoraLinear
 from torch import Tensor, nn
 
+from tunesmith.models.device import autocasts, product_type
 from tunesmith.models.fast import WHOLE
 
 
@@ -143,9 +144,7 @@ def settled(x: Tensor, *layers: Affine | None) -> tuple[Tensor, tuple[Affine, ..
 
     Under autocast that is autocast's, and what stands beside the matrix is computed in it too, as PEFT's would be.
     """
-    kind = x.device.type
-    cast = torch.is_autocast_enabled(kind)
-    dtype = torch.get_autocast_dtype(kind) if cast else x.dtype
+    dtype, cast = product_type(x), autocasts(x)
     out: list[Affine] = []
     for layer in layers:
         if layer is None or dtype != (torch.float32 if layer.weight is None else layer.weight.dtype):
@@ -160,8 +159,3 @@ def settled(x: Tensor, *layers: Affine | None) -> tuple[Tensor, tuple[Affine, ..
 
 def _as(part: Tensor | None, dtype: torch.dtype) -> Tensor | None:
     return None if part is None else part.to(dtype)
-
-
-def untyped(x: Tensor) -> torch.autocast:
-    """Products in the types that are given, whatever autocast says."""
-    return torch.autocast(x.device.type, enabled=False)

@@ -15,7 +15,8 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import flex_attention
 
 from tunesmith.models.attention import Ask
-from tunesmith.models.fast._states import alike, product_type
+from tunesmith.models.device import product_type
+from tunesmith.models.fast._states import alike
 from tunesmith.models.fast._tree import block_mask
 from tunesmith.models.forest import Layout
 

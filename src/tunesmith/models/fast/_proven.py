@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from tunesmith.models.attention import Ask, Kernel, by_segment
-from tunesmith.models.fast._states import product_type
+from tunesmith.models.device import product_type
 from tunesmith.models.forest import Layout, Segment
 
 NEAR = {torch.float64: 1e-3, torch.float32: 5e-3, torch.float16: 1e-2, torch.bfloat16: 4e-2}

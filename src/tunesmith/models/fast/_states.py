@@ -6,15 +6,9 @@ import torch
 from torch import Tensor
 
 from tunesmith.models.attention import Ask
+from tunesmith.models.device import product_type
 
 HALF = (torch.float16, torch.bfloat16)
-
-
-def product_type(query: Tensor) -> torch.dtype:
-    """The number type of products: the query's, or autocast's where it is on, since it does not know these kernels."""
-    kind = query.device.type
-    cast = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
-    return torch.get_autocast_dtype(kind) if cast else query.dtype
 
 
 def alike(query: Tensor, key: Tensor, value: Tensor, ask: Ask) -> tuple[Tensor, Tensor, Tensor]:

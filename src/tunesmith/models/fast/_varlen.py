@@ -13,8 +13,9 @@ from collections.abc import Callable
 from torch import Tensor
 
 from tunesmith.models.attention import Ask
+from tunesmith.models.device import product_type
 from tunesmith.models.fast._paths import Paths, paths_of
-from tunesmith.models.fast._states import HALF, alike, product_type
+from tunesmith.models.fast._states import HALF, alike
 from tunesmith.models.forest import Layout
 
 WIDEST = 256

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
+from tunesmith.models.device import untyped
 from tunesmith.models.fast import bind, plain
-from tunesmith.models.fast._affine import Affine, affine_of, has_change, settled, untyped
+from tunesmith.models.fast._affine import Affine, affine_of, has_change, settled
 
 
 def pull(model: nn.Module) -> int:

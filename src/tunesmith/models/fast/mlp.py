@@ -19,8 +19,9 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 from transformers.activations import GELUTanh
 
+from tunesmith.models.device import untyped
 from tunesmith.models.fast import plain
-from tunesmith.models.fast._affine import Affine, affine_of, settled, untyped
+from tunesmith.models.fast._affine import Affine, affine_of, settled
 from tunesmith.models.fast._trial import take
 
 PARTS = ("gate_proj", "up_proj", "down_proj")
@@ -99,7 +100,8 @@ class Gated(Function):
         (g, tg), (u, tu) = first.forward(rows), second.forward(rows)
         y, th = last.forward(GATES[gate].value(g).mul_(u))
         ctx.gate, ctx.rests = gate, rests
-        ctx.save_for_backward(rows, g, u, tg, tu, th, *tensors)
+        read = any(ctx.needs_input_grad[3:11])
+        ctx.save_for_backward(rows if read else None, g, u, tg, tu, th, *tensors)
         return y.view(*x.shape[:-1], -1)
 
     @staticmethod
