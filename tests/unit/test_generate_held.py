@@ -20,7 +20,7 @@ from tunesmith.core.records import Chat, Message, Text
 from tunesmith.core.run import ModelSpec
 from tunesmith.generate.engines import Ask
 from tunesmith.generate.engines.local import Local
-from tunesmith.generate.held import Rounded, hold
+from tunesmith.generate.held import Rounded, hold, is_rounded
 from tunesmith.generate.products import GROUP, Nibbles
 from tunesmith.generate.rounding import in_eight_bits, in_four_bits
 from tunesmith.generate.sampling import Sampling
@@ -236,3 +236,11 @@ def test_conv1d_is_written_out_as_it_lies() -> None:
         made = model.get_submodule(name)
         assert isinstance(made, Rounded)
         assert off(made.weight, layer.weight) < 0.01
+
+
+def test_a_rounded_model_is_known_by_its_layers() -> None:
+    """Trials of its answers then allow for the last digit of activations."""
+    model = tiny_model()
+    assert not is_rounded(model)
+    hold(model, "int8")
+    assert is_rounded(model)

@@ -63,6 +63,11 @@ class Rounded(nn.Module):
         return found.to(states.dtype)
 
 
+def is_rounded(model: nn.Module) -> bool:
+    """Whether any layer of a model computes with a rounded matrix."""
+    return any(isinstance(part, Rounded) for part in model.modules())
+
+
 class Joint:
     """One product for several layers: kept from the first that asks until the last one has taken its rows."""
 

@@ -18,7 +18,11 @@ from torch import Tensor
 from transformers import DynamicCache, GenerationConfig
 from transformers.modeling_outputs import BaseModelOutput
 
+from tunesmith.generate.held import is_rounded
 from tunesmith.models.probe import TOLERANCE
+
+IN_DIGITS = 2e-2
+"""As `TOLERANCE`, where activations are rounded to digits: the last one is another for what differs by a rounding."""
 
 Inputs = Mapping[str, Any]
 """What `generate` is called with for some prompts: tokens [P, L] or their embeddings, a mask, perhaps a cache."""
@@ -78,7 +82,7 @@ def refused(
         why = f"{type(error).__name__}: {error}".splitlines()[0]
         return f"{type(base).__name__} cannot go on from a prompt that was read ({why})"
     off = float((found - expected).abs().max() / expected.abs().max().clamp_min(1e-6))
-    if not off <= TOLERANCE.get(base.dtype, 1e-4):
+    if not off <= (IN_DIGITS if is_rounded(base) else TOLERANCE.get(base.dtype, 1e-4)):
         return f"{type(base).__name__} goes on otherwise from a prompt that was read (logits differ by {off:.2g})"
     return None
 
