@@ -147,7 +147,7 @@ def _check(model: nn.Module, weights: str) -> None:
         raise Problem("weights", f"is {weights}, which is for a CPU, and the model is on {device.type}", "Use plain")
     if reason := lacking():
         raise Problem("weights", f"is {weights}, and {reason}", "Use plain")
-    if is_held(model) or any(isinstance(part, Rounded) for part in model.modules()):
+    if is_held(model) or is_rounded(model):
         raise Problem("weights", f"is {weights}, and the base is held in few bits already", "Use plain")
 
 

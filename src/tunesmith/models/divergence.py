@@ -27,9 +27,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from tunesmith.models.likelihood import CHUNK_NUMBERS, Head
+from tunesmith.models.likelihood import CHUNK_NUMBERS, LEAST_CHUNK, Head
 
-LEAST_CHUNK = 16
 BUFFERS = 4
 """How many times the logits of a chunk are held at once, for both models and for the gradient, roughly."""
 

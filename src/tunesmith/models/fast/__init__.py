@@ -20,7 +20,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from types import MethodType
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import nn
@@ -39,18 +39,13 @@ LEVERS: Mapping[str, tuple[str, ...]] = {
     "attention": ("cuda",),
     "compile": (),
 }
-"""The names of levers, which are those of their files, and the devices on which `auto` uses them."""
+"""The names of levers, which are those of their files, and the devices on which `auto` uses them.
+
+A file holds `pull(model)`, which changes how the model is computed and returns for how many of its pieces.
+"""
 
 WHOLE = "whole_matrix"
 """The attribute of a layer that holds its matrix in whole numbers, both ways."""
-
-
-class Lever(Protocol):
-    """What a lever's file holds."""
-
-    def pull(self, model: nn.Module) -> int:
-        """Change how a model is computed; returns for how many of its pieces."""
-        ...
 
 
 def quicken(model: nn.Module, chosen: str | Sequence[str], device: torch.device) -> dict[str, int]:

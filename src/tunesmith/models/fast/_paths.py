@@ -33,6 +33,11 @@ class Paths:
     longest_query: int
     longest_path: int
 
+    @property
+    def bounds(self) -> tuple[Tensor, Tensor, int, int]:
+        """What kernels are told, in their order: where queries and keys end, and the longest of each."""
+        return self.queries, self.keys, self.longest_query, self.longest_path
+
 
 def paths_of(layout: Layout) -> Paths:
     """The paths of a forest, found once for all layers."""
