@@ -5,7 +5,7 @@
 Random weights, prompts of 32 random tokens, greedy answers, one thread. In float32 both programs must answer the same,
 token for token; of rounded weights it is shown how many of the first tokens are those of plain ones, which says little
 on random weights: what rounding does to answers of trained models is measured by `tunesmith evaluate weights=int8`.
-vLLM is no side: its wheel on PyPI is the build for NVIDIA GPUs, and its CPU build is not published there.
+vLLM is no side: its wheel on PyPI needs NVIDIA's packages.
 """
 
 from __future__ import annotations
