@@ -98,10 +98,9 @@ def card(runs: list[Path]) -> str:
 def count_sources() -> list[Count]:
     """Tokens of each source, with the tokenizer that ships."""
     tokenizer = Tokenizer.from_file(str(FOLDER / "tokenizer.json"))
-    facts = {fact["name"]: fact for fact in json.loads(SOURCES.read_text(encoding="utf-8"))}
     return [
-        Count(facts[name], sum(len(encoding.ids) for encoding in tokenizer.encode_batch(documents)))
-        for name, _, documents in corpus_by_source()
+        Count(fact, sum(len(encoding.ids) for encoding in tokenizer.encode_batch(documents)))
+        for fact, documents in corpus_by_source()
     ]
 
 

@@ -1,10 +1,12 @@
 """The pre-training corpus: which sources, under which licence, and what is held out.
 
-    DATA/* ─▶ readers ─▶ documents ─┬─▶ build/corpus.jsonl     {"text": …}
-                                    ├─▶ build/held_out.jsonl   {"text": …, "source": …, "language": …}, 1 % by hash
-                                    └─▶ sources.json           rows, characters, licence and attribution of each
+    DATA/* ─▶ readers ─▶ documents ─┬─▶ build/corpus.jsonl       {"text": …}, the sources of stage 1
+                                    ├─▶ build/parts/PART.jsonl   {"text": …}, all sources: english, sums, chinese, verse
+                                    ├─▶ build/held_out.jsonl     {"text": …, "source": …, "language": …}, 1 % by hash
+                                    └─▶ sources.json             rows, characters, licence and attribution of each
 
-Documents stand in the order of their sources; shuffling is the training's business.
+Documents stand in the order of their sources; shuffling is the training's business. A document that an earlier source
+brought already is left out, so that nothing that is held out comes back under another name.
 
     python -m seedling.corpus ../shared/data
 """
@@ -19,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from seedling import CORPUS, HELD_OUT, SOURCES, readers
+from seedling import CORPUS, HELD_OUT, PARTS, SOURCES, readers
 from tunesmith.core.rundir import write_atomic, write_json
 
 HELD_OUT_PERCENT = 1
@@ -35,6 +37,14 @@ class Source:
     language: str
     licence: str
     attribution: str
+    stage: int = 1
+    """Of pre-training: read from its first step (1), or from where the sources were weighted anew (2)."""
+
+    @property
+    def part(self) -> str:
+        """The file of `parts` that holds it: verse and word problems are many and alike, so they are weighted apart."""
+        apart = {readers.verse: "verse", readers.sums: "sums"}
+        return apart.get(self.read) or {"en": "english", "zh": "chinese"}[self.language]
 
 
 # fmt: off
@@ -70,6 +80,14 @@ CATALOG = (
            "MIT", "GSM8K (training rows) by Cobbe et al."),
     Source("glaive_en", "sft/glaive_toolcall_en_demo.json", readers.assistant_chats_english, "en",
            "Apache-2.0", "Glaive function calling, English demonstration set; conversations without tools only"),
+    Source("gsm8k_more", "benchmarks/gsm8k_train.jsonl.gz", readers.sums, "en",
+           "MIT", "GSM8K (the other training rows) by Cobbe et al.", 2),
+    Source("wikigold", "ner/wikigold.conll.txt", readers.tagged_sentences, "en",
+           "CC BY 4.0", "Wikigold by Balasuriya et al., sentences of the English Wikipedia by its authors", 2),
+    Source("preferences_en", "pref/dpo_en_demo.json", readers.preferred_english, "en",
+           "Apache-2.0", "English demonstration set of preferences; the chosen answers", 2),
+    Source("preferences_zh", "pref/dpo_zh_demo.json", readers.preferred_chinese, "zh",
+           "Apache-2.0", "Chinese demonstration set of preferences; the chosen answers", 2),
 )
 # fmt: on
 
@@ -81,20 +99,31 @@ def held_out(text: str) -> bool:
 
 def build(data: Path) -> list[dict[str, Any]]:
     """Write the corpus and its held-out part; the facts of each source are returned and written too."""
-    kept: list[str] = []
+    kept: dict[str, list[str]] = {}
     aside: list[str] = []
     facts: list[dict[str, Any]] = []
+    seen: set[str] = set()
     for source in CATALOG:
-        documents = [text for text in dict.fromkeys(source.read(data / source.file)) if text.strip()]
+        texts = dict.fromkeys(source.read(data / source.file))
+        documents = [text for text in texts if text.strip() and text not in seen]
+        seen.update(documents)
         train = [text for text in documents if not held_out(text)]
         test = [text for text in documents if held_out(text)]
-        kept += [_line({"text": text}) for text in train]
+        for name in (source.part, *(("corpus",) if source.stage == 1 else ())):
+            kept.setdefault(name, []).extend(_line({"text": text}) for text in train)
         aside += [_line({"text": text, "source": source.name, "language": source.language}) for text in test]
         facts.append(_facts(source, train, test))
-    write_atomic(CORPUS, "".join(kept).encode())
-    write_atomic(HELD_OUT, "".join(aside).encode())
+    _write(CORPUS, kept.pop("corpus"))
+    for name, lines in kept.items():
+        _write(PARTS / f"{name}.jsonl", lines)
+    _write(HELD_OUT, aside)
     write_json(SOURCES, facts)
     return facts
+
+
+def _write(file: Path, lines: list[str]) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(file, "".join(lines).encode())
 
 
 def _facts(source: Source, train: list[str], test: list[str]) -> dict[str, Any]:
@@ -102,6 +131,8 @@ def _facts(source: Source, train: list[str], test: list[str]) -> dict[str, Any]:
         "name": source.name,
         "file": source.file,
         "language": source.language,
+        "part": source.part,
+        "stage": source.stage,
         "licence": source.licence,
         "attribution": source.attribution,
         "rows": len(train),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -114,6 +114,23 @@ def sums(file: Path) -> Iterator[str]:
         yield _english_pair(row["question"], f"{steps.strip()}\nThe answer is {result.strip()}.")
 
 
+def tagged_sentences(file: Path) -> Iterator[str]:
+    """Sentences of a corpus of named entities, without the tags: one word a line, an empty line after a sentence."""
+    blocks = file.read_text(encoding="utf-8").split("\n\n")
+    texts = (unspaced(" ".join(line.split()[0] for line in block.splitlines() if line.split())) for block in blocks)
+    return grouped((text for text in texts if re.search(r"\w", text) and "DOCSTART" not in text), ENGLISH_SIZE, " ")
+
+
+def preferred_english(file: Path) -> Iterator[str]:
+    """Conversations with the answer that was preferred."""
+    return _preferred(file, _english_pair, ENGLISH_SIZE)
+
+
+def preferred_chinese(file: Path) -> Iterator[str]:
+    """Conversations with the answer that was preferred."""
+    return _preferred(file, _chinese_pair, CHINESE_SIZE)
+
+
 def assistant_chats_english(file: Path) -> Iterator[str]:
     """Conversations in which no tool was called."""
     for pairs in _untooled(file):
@@ -162,6 +179,17 @@ def _unwrapped(paragraph: str) -> str:
     lines = paragraph.strip("\n").splitlines()
     joint = "\n" if all(line.startswith(" ") for line in lines) else " "
     return joint.join(line.strip() for line in lines)
+
+
+def _preferred(file: Path, pair: Callable[[str, str], str], size: int) -> Iterator[str]:
+    """Documents of one conversation each, cut at line ends where it is long; system turns and
+    lines with lost characters are left out."""
+    for row in _whole(file):
+        said = [turn["value"] for turn in row["conversations"] if turn["from"] != "system"] + [row["chosen"]["value"]]
+        if len(said) % 2 == 0:
+            pairs = (pair(ask, reply) for ask, reply in zip(said[::2], said[1::2], strict=True))
+            lines = visible(mended("\n".join(pairs))).split("\n")
+            yield from grouped((line for line in lines if "\ufffd" not in line), size, "\n")
 
 
 def _untooled(file: Path) -> Iterator[list[tuple[str, str]]]:

@@ -3,7 +3,7 @@
     text ─▶ words, single digits ─▶ bytes ─▶ merges ─▶ ids
 
 Modern Chinese is counted twice while the merges are learned, so that neither verse nor English takes most of the
-vocabulary. There is no normaliser: every text comes back from its tokens byte for byte.
+vocabulary. Sources that joined in the second stage of pre-training had no part in it. There is no normaliser: every text comes back from its tokens byte for byte.
 
     python -m seedling.tokenizer
 """
@@ -13,11 +13,13 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from seedling import BUILTIN, CORPUS, ROOT, SOURCES
+from seedling import BUILTIN, PARTS, ROOT, SOURCES
 from tunesmith.core.rundir import write_atomic, write_json
 
 ENTRIES = 6144
@@ -35,12 +37,16 @@ _WORDS = Regex(
 )
 
 
-def corpus_by_source() -> Iterator[tuple[str, str, list[str]]]:
-    """Name, language and documents of each source, in the order of the corpus."""
-    facts = json.loads(SOURCES.read_text(encoding="utf-8"))
-    with CORPUS.open(encoding="utf-8") as lines:
+def corpus_by_source() -> Iterator[tuple[dict[str, Any], list[str]]]:
+    """The facts and the documents of each source, in the order of the corpus."""
+    facts: list[dict[str, Any]] = json.loads(SOURCES.read_text(encoding="utf-8"))
+    with ExitStack() as stack:
+        files = {
+            part: stack.enter_context((PARTS / f"{part}.jsonl").open(encoding="utf-8"))
+            for part in dict.fromkeys(fact["part"] for fact in facts)
+        }
         for fact in facts:
-            yield fact["name"], fact["language"], [json.loads(next(lines))["text"] for _ in range(fact["rows"])]
+            yield fact, [json.loads(next(files[fact["part"]]))["text"] for _ in range(fact["rows"])]
 
 
 def train() -> Tokenizer:
@@ -77,18 +83,19 @@ def save(tokenizer: Tokenizer, folder: Path) -> None:
 
 
 def _weighted() -> Iterator[str]:
-    for name, language, documents in corpus_by_source():
-        for _ in range(2 if language == "zh" and name != "song_ci" else 1):
-            yield from documents
+    for fact, documents in corpus_by_source():
+        if fact["stage"] == 1:
+            for _ in range(2 if fact["part"] == "chinese" else 1):
+                yield from documents
 
 
 def main() -> None:
     tokenizer = train()
     save(tokenizer, FOLDER)
-    for name, _, documents in corpus_by_source():
+    for fact, documents in corpus_by_source():
         tokens = sum(len(encoding.ids) for encoding in tokenizer.encode_batch(documents))
         characters = sum(map(len, documents))
-        print(f"{name:22}{tokens:10,} tokens {characters / tokens:6.2f} characters a token")
+        print(f"{fact['name']:22}{tokens:10,} tokens {characters / tokens:6.2f} characters a token")
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ def clean(repository: Path) -> Iterator[Any]:
 def corpus(repository: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
     monkeypatch.syspath_prepend(str(repository))
     module = importlib.import_module("seedling.corpus")
-    for name in ("CORPUS", "HELD_OUT", "SOURCES"):
+    for name in ("CORPUS", "PARTS", "HELD_OUT", "SOURCES"):
         monkeypatch.setattr(module, name, tmp_path / name)
     return module
 
@@ -83,13 +83,20 @@ def test_one_in_a_hundred_is_held_out(corpus: Any) -> None:
 def test_the_real_corpus_is_clean_and_as_recorded(corpus: Any, repository: Path, shared_data: Path) -> None:
     facts = corpus.build(shared_data)
     assert facts == json.loads((repository / "seedling" / "sources.json").read_text(encoding="utf-8"))
-    kept = [json.loads(line)["text"] for line in corpus.CORPUS.read_text(encoding="utf-8").splitlines()]
-    aside = [json.loads(line) for line in corpus.HELD_OUT.read_text(encoding="utf-8").splitlines()]
+    first = _texts(corpus.CORPUS)
+    assert len(first) == sum(fact["rows"] for fact in facts if fact["stage"] == 1)
+    kept = [text for part in sorted(corpus.PARTS.iterdir()) for text in _texts(part)]
+    assert set(first) < set(kept) and len(set(kept)) == len(kept)
+    aside = [json.loads(line) for line in corpus.HELD_OUT.open(encoding="utf-8")]
     assert len(kept) == sum(fact["rows"] for fact in facts)
     assert not set(kept) & {row["text"] for row in aside}
     assert {row["language"] for row in aside} == {"en", "zh"}
     for mark in ("<unk>", "@-@", "â€", r"<<\d", "Project Gutenberg", "�"):
         assert not any(re.search(mark, text) for text in kept), mark
+
+
+def _texts(file: Path) -> list[str]:
+    return [json.loads(line)["text"] for line in file.open(encoding="utf-8")]
 
 
 def test_the_run_file_is_a_run(repository: Path) -> None:
