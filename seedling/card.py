@@ -1,9 +1,9 @@
-"""The model card: what went into the seedling and how it was trained, every figure counted or read from a file.
+"""The model cards: what went into a model, how it was trained and what it can do, every figure counted or read.
 
-sources.json, build/corpus.jsonl, the weights' header, run folders ─▶ builtin/seedling/README.md
+sources.json, build/parts, record/*, measured.json, samples.json, chat.json ─▶ builtin/MODEL/README.md
 
-python -m seedling.card                                       # before training
-python -m seedling.card runs/seedling runs/seedling-chat      # with the course of these runs
+python -m seedling.card seedling
+python -m seedling.card seedling-chat
 """
 
 from __future__ import annotations
@@ -19,22 +19,28 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from seedling import BUILD, BUILTIN, SOURCES
+from seedling import BUILTIN, CHAT_SCORE, MEASURED, RECORD, SAMPLES
 from seedling.tokenizer import ENTRIES, MAX_TOKENS, corpus_by_source
 from tunesmith.core.events import read_events
+from tunesmith.core.run import read_run
 from tunesmith.core.rundir import open_run, write_atomic
 
-FOLDER = BUILTIN / "seedling"
+BASE_RUNS = ("seedling-2", "seedling-turns")
+CHAT_RUN = "seedling-chat"
 LANGUAGES = {"en": "English", "zh": "Chinese"}
 
-_PAGE = """\
+_HEAD = """\
 ---
 language: [en, zh]
 license: cc-by-sa-4.0
 library_name: transformers
 pipeline_tag: text-generation
 ---
+"""
 
+_BASE = (
+    _HEAD
+    + """
 # seedling
 
 The small base model that ships with tunesmith as `builtin:seedling`. It continues English and Chinese text and knows
@@ -50,23 +56,77 @@ template is ChatML with tools. `<|endoftext|>` ends a document, `<|im_end|>` a t
 
 {compression}
 
+## How well it predicts text
+
+Bits a byte on the held-out documents, fewer is better, beside compressors that were given all training text of the
+language first. The compressors read the held-out documents as one stream and learn from those before; the model reads
+each alone. The last columns say by how much the model needs less.
+
+{floors}
+
+By source, for the model:
+
+{by_source}
+
+## Samples
+
+The first continuation of each prompt at temperature 0.8 with a fixed seed, up to 60 tokens; none was chosen.
+
+{samples}
+
 ## What it was trained on
 
 {rows:,} documents, {tokens:,} tokens; one in a hundred documents, chosen by a hash of its content, was held out and is
-not counted here. Texts keep their licences; where a licence asks for attribution or share-alike, this table is the
-notice. Because some of them are share-alike, the weights are under CC BY-SA 4.0.
+not counted here. `epochs` says how often a source was read on average. Texts keep their licences; where a licence asks
+for attribution or share-alike, this table is the notice. Because some of them are share-alike, the weights are under
+CC BY-SA 4.0.
 
 {sources}
 
 ## How it was trained
 
-With tunesmith itself, all weights learning: the objective `pretrain` from random weights, then a short stage of `sft`
-on chats of the sources instructions, gsm8k, dialogues and xiehouyu. `seedling/` in the source tree holds every step.
-The first run was stopped and resumed twice. At step 496 it was shortened from 1,472 to 1,050 steps, and from there to
-step 546 its learning rate was about a fifth below the schedule, by a fault of resuming that has since been mended.
+With tunesmith itself, on two cores of a shared machine, all weights learning: the objective `pretrain` from random
+weights, then a short stage of `sft` that teaches the turns of a chat on the sources instructions, gsm8k, dialogues and
+xiehouyu. `seedling/` in the source tree holds every step, and `seedling/record/` the whole record of each run. The
+first run was stopped and resumed several times. From step {second:,} on it read the sources of its second stage too,
+with other weights, and its length was set while the learning rate stood still.
 
 {training}
 """
+)
+
+_CHAT = (
+    _HEAD
+    + """
+# seedling-chat
+
+The chat form of `builtin:seedling`, which ships with tunesmith as `builtin:seedling-chat`. It holds a short, simple
+exchange in English and Chinese, says who it is, and says so when it does not know; what it says of the world is not to
+be relied on. Architecture, tokenizer and the texts of pre-training are those of `builtin:seedling`; see its card.
+
+{shape}
+
+## What it can do
+
+Held-out questions of each topic, worded as no training row words them, answered greedily; an answer counts if it is one
+of those that the topic accepts.
+
+{score}
+
+## Samples
+
+First greedy answers to held-out questions, none chosen.
+
+{samples}
+
+## What it was tuned on
+
+Chats written for this project (CC0 1.0), made by `python -m seedling.chats`, and rows of the sources named in the run
+file below, with the licences that the card of `builtin:seedling` gives.
+
+{training}
+"""
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,23 +141,74 @@ class Count:
         return self.fact["language"]
 
 
-def card(runs: list[Path]) -> str:
-    """The text of the model card; `runs` are the folders of the training runs, in their order."""
+def base_card() -> str:
+    """The text of the card of the base model."""
     counts = count_sources()
-    return _PAGE.format(
-        shape=_shape(FOLDER if (FOLDER / "config.json").is_file() else BUILD / "seed"),
+    measured = json.loads(MEASURED.read_text(encoding="utf-8"))
+    course = Course.read(RECORD / BASE_RUNS[0])
+    return _BASE.format(
+        shape=_shape(BUILTIN / "seedling"),
         entries=ENTRIES,
         compression=_compression(counts),
+        floors=_floors(measured["languages"]),
+        by_source=table(("source", "bytes", "bits a byte"), _by_source(measured["sources"])),
+        samples="\n\n".join(map(_sample, json.loads(SAMPLES.read_text(encoding="utf-8")))),
         rows=sum(count.fact["rows"] for count in counts),
         tokens=sum(count.tokens for count in counts),
-        sources=_sources(counts),
-        training="\n\n".join(map(_training, runs)) or "This folder holds no weights yet.",
+        sources=_sources(counts, course),
+        second=course.switch,
+        training="\n\n".join(_training(RECORD / run) for run in BASE_RUNS),
     )
+
+
+def chat_card() -> str:
+    """The text of the card of the chat model."""
+    told = json.loads(CHAT_SCORE.read_text(encoding="utf-8"))
+    return _CHAT.format(
+        shape=_shape(BUILTIN / "seedling-chat"),
+        score=table(("topic", "language", "questions", "right, %"), told["topics"]),
+        samples=table(("question", "answer"), told["samples"]),
+        training=_training(RECORD / CHAT_RUN),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Course:
+    """How many tokens each stage of pre-training read, and how the second weighted the parts."""
+
+    first: float
+    second: float
+    switch: int
+    weights: dict[str, float]
+
+    @classmethod
+    def read(cls, run: Path) -> Course:
+        """From a run's events: the second stage begins where a start names another number of rows."""
+        stages, rows, switch = [0.0, 0.0], None, 0
+        for event in read_events(run / "events.jsonl"):
+            if event.kind == "start":
+                rows = rows or event.values["rows"]
+                later = event.values["rows"] != rows
+                switch = switch or (event.step if later else 0)
+            elif event.kind == "step":
+                stages[bool(switch)] += event.values["tokens"]
+        specs = read_run(run / "run.yaml").data
+        return cls(stages[0], stages[1], switch, {Path(spec.path).stem: spec.weight for spec in specs})
+
+    def epochs(self, counts: list[Count]) -> dict[str, float]:
+        """How often each source was read: its share of the tokens of each stage."""
+        whole = sum(count.tokens for count in counts if count.fact["stage"] == 1)
+        weighted = sum(count.tokens * self.weights[count.fact["part"]] for count in counts)
+        return {
+            count.fact["name"]: (self.first / whole if count.fact["stage"] == 1 else 0.0)
+            + self.second / weighted * self.weights[count.fact["part"]]
+            for count in counts
+        }
 
 
 def count_sources() -> list[Count]:
     """Tokens of each source, with the tokenizer that ships."""
-    tokenizer = Tokenizer.from_file(str(FOLDER / "tokenizer.json"))
+    tokenizer = Tokenizer.from_file(str(BUILTIN / "seedling" / "tokenizer.json"))
     return [
         Count(fact, sum(len(encoding.ids) for encoding in tokenizer.encode_batch(documents)))
         for fact, documents in corpus_by_source()
@@ -142,14 +253,39 @@ def _compression(counts: list[Count]) -> str:
     return table(("language", "tokens", "characters", "characters a token"), rows)
 
 
-def _sources(counts: list[Count]) -> str:
-    head = ("source", "language", "documents", "tokens", "licence", "from")
+def _sources(counts: list[Count], course: Course) -> str:
+    head = ("source", "language", "documents", "tokens", "epochs", "licence", "from")
+    epochs = course.epochs(counts)
     rows = [
-        (fact["name"], LANGUAGES[count.language], fact["rows"], count.tokens, fact["licence"], fact["attribution"])
+        (
+            *(fact["name"], LANGUAGES[count.language], fact["rows"], count.tokens),
+            *(f"{epochs[fact['name']]:.1f}", fact["licence"], fact["attribution"]),
+        )
         for count in counts
         for fact in (count.fact,)
     ]
     return table(head, rows)
+
+
+def _floors(languages: dict[str, dict[str, float]]) -> str:
+    """A line a language: the model, each compressor, and how much less the model needs than each."""
+    names = [name for name in next(iter(languages.values())) if name not in ("model", "bytes")]
+    rows = [
+        [language, int(row["bytes"])]
+        + [row[name] for name in ("model", *names)]
+        + [f"{1 - row['model'] / row[name]:.1%}" for name in names]
+        for language, row in languages.items()
+    ]
+    return table(("language", "bytes", "seedling", *names, *(f"less than {name}" for name in names)), rows)
+
+
+def _by_source(sources: dict[str, dict[str, float]]) -> list[tuple[object, ...]]:
+    return [(name, int(row["bytes"]), row["model"]) for name, row in sources.items()]
+
+
+def _sample(row: dict[str, str]) -> str:
+    quoted = f"**{row['prompt']}**{row['continuation']}".replace("\n", "  \n")
+    return "\n".join(f"> {line}".rstrip(" ") if line == "" else f"> {line}" for line in quoted.split("\n"))
 
 
 def _training(run: Path) -> str:
@@ -172,8 +308,9 @@ def _training(run: Path) -> str:
 
 
 def main(arguments: list[str]) -> None:
-    text = card([Path(argument) for argument in arguments])
-    write_atomic(FOLDER / "README.md", text.encode())
+    (name,) = arguments
+    text = {"seedling": base_card, "seedling-chat": chat_card}[name]()
+    write_atomic(BUILTIN / name / "README.md", text.encode())
 
 
 if __name__ == "__main__":

@@ -43,8 +43,11 @@ class Source:
     @property
     def part(self) -> str:
         """The file of `parts` that holds it: verse and word problems are many and alike, so they are weighted apart."""
-        apart = {readers.verse: "verse", readers.sums: "sums"}
-        return apart.get(self.read) or {"en": "english", "zh": "chinese"}[self.language]
+        if self.read is readers.verse:
+            return "verse"
+        if self.read is readers.sums:
+            return "sums"
+        return {"en": "english", "zh": "chinese"}[self.language]
 
 
 # fmt: off

@@ -3,7 +3,8 @@
     text ─▶ words, single digits ─▶ bytes ─▶ merges ─▶ ids
 
 Modern Chinese is counted twice while the merges are learned, so that neither verse nor English takes most of the
-vocabulary. Sources that joined in the second stage of pre-training had no part in it. There is no normaliser: every text comes back from its tokens byte for byte.
+vocabulary. Sources that joined in the second stage of pre-training had no part in it. There is no normaliser: every
+text comes back from its tokens byte for byte.
 
     python -m seedling.tokenizer
 """
