@@ -126,8 +126,8 @@ class TrainSpec(Options):
     """Tokens of one optimizer step (the global batch); whole rows are taken until it is full. Default 8192."""
     rows_per_step: Positive | None = None
     """Rows of one optimizer step, instead of `tokens_per_step`."""
-    tokens_per_batch: Positive = 4096
-    """Tokens computed at once; memory follows from it, results do not."""
+    tokens_per_batch: Positive | None = None
+    """Tokens computed at once; memory follows from it, results do not. Default: 2048 on a processor, else 4096."""
     max_tokens: Positive | None = None
     """The longest row, in tokens. Default: 1024, or the model's context where that is shorter."""
     over_long: Literal["refuse", "drop", "truncate", "split"] = "drop"

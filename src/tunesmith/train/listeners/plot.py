@@ -44,7 +44,7 @@ def draw(folder: RunDir) -> Path | None:
     if not steps:
         return None
     path = folder.plots / "loss.png"
-    write_atomic(path, _picture(steps, [event for event in events if event.kind == "validate"]))
+    write_atomic(path, _picture(events, steps))
     return path
 
 
@@ -59,14 +59,13 @@ def smoothed(values: Sequence[float]) -> list[float]:
     return out
 
 
-def _picture(steps: list[Event], validations: list[Event]) -> bytes:
+def _picture(events: Sequence[Event], steps: list[Event]) -> bytes:
     from matplotlib.figure import Figure
 
-    online = "reward" in steps[0].values
-    told = {name: label for name, label in (ONLINE if online else SUPERVISED).items() if name in steps[0].values}
+    told = {name: label for name, label in (ONLINE if _online(steps) else SUPERVISED).items() if name in steps[0].values}
     figure = Figure(figsize=(9, 6.4), layout="constrained")
     top, *below = figure.subplot_mosaic([["top", "top"], ["left", "right"]], height_ratios=[2.2, 1]).values()
-    _course(top, steps, validations, "reward" if online else "loss")
+    course(top, events)
     for axes, (name, label) in zip(below, told.items(), strict=False):
         _line(axes, steps, name, label)
     buffer = io.BytesIO()
@@ -74,8 +73,10 @@ def _picture(steps: list[Event], validations: list[Event]) -> bytes:
     return buffer.getvalue()
 
 
-def _course(axes: Any, steps: list[Event], validations: list[Event], name: str) -> None:
-    """What is learned, `loss` or `reward`, while training and on validation rows."""
+def course(axes: Any, events: Sequence[Event]) -> None:
+    """Draw a run's loss, or its reward, while training and on validation rows, on axes of matplotlib."""
+    steps, validations = ([event for event in events if event.kind == kind] for kind in ("step", "validate"))
+    name = "reward" if _online(steps) else "loss"
     numbers, found = _values(steps, name)
     axes.plot(numbers, found, color=FAINT, linewidth=1, label="each step")
     axes.plot(numbers, smoothed(found), color=CURVE, linewidth=1.8, label=f"training {name}, smoothed")
@@ -95,6 +96,11 @@ def _course(axes: Any, steps: list[Event], validations: list[Event], name: str) 
     axes.set(xlabel="step", ylabel=name)
     axes.legend(frameon=False)
     _plain(axes)
+
+
+def _online(steps: Sequence[Event]) -> bool:
+    """Whether a run learns from its own answers."""
+    return "reward" in steps[0].values
 
 
 def _values(events: list[Event], name: str) -> tuple[list[int], list[float]]:
