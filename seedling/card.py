@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import struct
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -19,12 +19,14 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from seedling import BUILTIN, CHAT_SCORE, MEASURED, RECORD, SAMPLES
+from seedling import BUILTIN, CHAT_SCORE, MEASURED, RECORD, ROOT, SAMPLES
 from seedling.tokenizer import ENTRIES, MAX_TOKENS, corpus_by_source
 from tunesmith.core.events import read_events
 from tunesmith.core.run import read_run
 from tunesmith.core.rundir import open_run, write_atomic
 
+STAGES = ((0, "pretrain.yaml"), (3430, "pretrain-2.yaml"), (4021, "pretrain-3.yaml"))
+"""The step after which each stage of pre-training began, and its run file."""
 BASE_RUNS = ("seedling-2", "seedling-turns")
 CHAT_RUN = "seedling-chat"
 LANGUAGES = {"en": "English", "zh": "Chinese"}
@@ -88,8 +90,9 @@ CC BY-SA 4.0.
 With tunesmith itself, on two cores of a shared machine, all weights learning: the objective `pretrain` from random
 weights, then a short stage of `sft` that teaches the turns of a chat on the sources instructions, gsm8k, dialogues and
 xiehouyu. `seedling/` in the source tree holds every step, and `seedling/record/` the whole record of each run. The
-first run was stopped and resumed several times. From step {second:,} on it read the sources of its second stage too,
-with other weights, and its length was set while the learning rate stood still.
+first run was stopped and resumed several times. From step {second:,} on it read more sources, with other weights,
+and from step {third:,} on with others again, because verse had become worse; its length was set while the learning rate
+stood still.
 
 {training}
 """
@@ -145,7 +148,6 @@ def base_card() -> str:
     """The text of the card of the base model."""
     counts = count_sources()
     measured = json.loads(MEASURED.read_text(encoding="utf-8"))
-    course = Course.read(RECORD / BASE_RUNS[0])
     return _BASE.format(
         shape=_shape(BUILTIN / "seedling"),
         entries=ENTRIES,
@@ -155,8 +157,9 @@ def base_card() -> str:
         samples="\n\n".join(map(_sample, json.loads(SAMPLES.read_text(encoding="utf-8")))),
         rows=sum(count.fact["rows"] for count in counts),
         tokens=sum(count.tokens for count in counts),
-        sources=_sources(counts, course),
-        second=course.switch,
+        sources=_sources(counts),
+        second=STAGES[1][0],
+        third=STAGES[2][0],
         training="\n\n".join(_training(RECORD / run) for run in BASE_RUNS),
     )
 
@@ -172,38 +175,30 @@ def chat_card() -> str:
     )
 
 
-@dataclass(frozen=True, slots=True)
-class Course:
-    """How many tokens each stage of pre-training read, and how the second weighted the parts."""
+def epochs(counts: list[Count]) -> dict[str, float]:
+    """How often each source was read: its share of the tokens of each stage of pre-training."""
+    read = dict.fromkeys((count.fact["name"] for count in counts), 0.0)
+    for tokens, weights in _stages(RECORD / BASE_RUNS[0]):
+        weighted = {count.fact["name"]: count.tokens * _weight(weights, count.fact) for count in counts}
+        for count in counts:
+            read[count.fact["name"]] += tokens / sum(weighted.values()) * _weight(weights, count.fact)
+    return read
 
-    first: float
-    second: float
-    switch: int
-    weights: dict[str, float]
 
-    @classmethod
-    def read(cls, run: Path) -> Course:
-        """From a run's events: the second stage begins where a start names another number of rows."""
-        stages, rows, switch = [0.0, 0.0], None, 0
-        for event in read_events(run / "events.jsonl"):
-            if event.kind == "start":
-                rows = rows or event.values["rows"]
-                later = event.values["rows"] != rows
-                switch = switch or (event.step if later else 0)
-            elif event.kind == "step":
-                stages[bool(switch)] += event.values["tokens"]
-        specs = read_run(run / "run.yaml").data
-        return cls(stages[0], stages[1], switch, {Path(spec.path).stem: spec.weight for spec in specs})
+def _stages(run: Path) -> Iterator[tuple[float, dict[str, float]]]:
+    """The tokens that each stage read, and the weights it gave to files."""
+    steps = {event.step: event.values["tokens"] for event in read_events(run / "events.jsonl") if event.kind == "step"}
+    ends = [start for start, _ in STAGES[1:]] + [max(steps)]
+    for (start, file), end in zip(STAGES, ends, strict=True):
+        weights = {Path(spec.path).stem: spec.weight for spec in read_run(ROOT / file).data}
+        yield sum(tokens for step, tokens in steps.items() if start < step <= end), weights
 
-    def epochs(self, counts: list[Count]) -> dict[str, float]:
-        """How often each source was read: its share of the tokens of each stage."""
-        whole = sum(count.tokens for count in counts if count.fact["stage"] == 1)
-        weighted = sum(count.tokens * self.weights[count.fact["part"]] for count in counts)
-        return {
-            count.fact["name"]: (self.first / whole if count.fact["stage"] == 1 else 0.0)
-            + self.second / weighted * self.weights[count.fact["part"]]
-            for count in counts
-        }
+
+def _weight(weights: dict[str, float], fact: dict[str, Any]) -> float:
+    """How often a stage read a source in each of its epochs."""
+    if "corpus" in weights:
+        return weights["corpus"] * (fact["stage"] == 1)
+    return weights[fact["part"]]
 
 
 def count_sources() -> list[Count]:
@@ -253,13 +248,13 @@ def _compression(counts: list[Count]) -> str:
     return table(("language", "tokens", "characters", "characters a token"), rows)
 
 
-def _sources(counts: list[Count], course: Course) -> str:
+def _sources(counts: list[Count]) -> str:
     head = ("source", "language", "documents", "tokens", "epochs", "licence", "from")
-    epochs = course.epochs(counts)
+    read = epochs(counts)
     rows = [
         (
             *(fact["name"], LANGUAGES[count.language], fact["rows"], count.tokens),
-            *(f"{epochs[fact['name']]:.1f}", fact["licence"], fact["attribution"]),
+            *(f"{read[fact['name']]:.1f}", fact["licence"], fact["attribution"]),
         )
         for count in counts
         for fact in (count.fact,)

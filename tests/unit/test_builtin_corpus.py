@@ -99,7 +99,8 @@ def _texts(file: Path) -> list[str]:
     return [json.loads(line)["text"] for line in file.open(encoding="utf-8")]
 
 
-def test_the_run_file_is_a_run(repository: Path) -> None:
-    run = read_run(repository / "seedling" / "pretrain.yaml")
-    assert (run.objective.name(), run.method.name(), run.optimizer.name()) == ("pretrain", "full", "adamw")
-    assert run.validation.data[0].path != run.data[0].path
+@pytest.mark.parametrize("file", ["pretrain.yaml", "pretrain-2.yaml", "pretrain-3.yaml"])
+def test_the_run_files_are_runs(repository: Path, file: str) -> None:
+    run = read_run(repository / "seedling" / file)
+    assert (run.objective.name(), run.method.name(), run.optimizer.name()) == ("pretrain", "full", "muon")
+    assert run.validation.data[0].path not in {spec.path for spec in run.data}
