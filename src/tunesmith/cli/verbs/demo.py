@@ -37,8 +37,8 @@ def demo(
         int | None, typer.Option("--steps", min=1, help="Train at most so many steps each, for a shorter look.")
     ] = None,
     model: Annotated[
-        str, typer.Option("--model", help="The model to tune; another one than the small base that ships.")
-    ] = "builtin:seedling",
+        str | None, typer.Option("--model", help="The model to tune, instead of the small ones that ship.")
+    ] = None,
 ) -> None:
     """Show the main job: train, compare base and tuned, measure on held-out rows, fold, and prove it equal."""
     folder = output or Path("runs") / f"demo-{time.strftime('%Y%m%d-%H%M%S')}"
@@ -61,19 +61,19 @@ def _refuse_used(folder: Path) -> None:
         raise Problem(str(folder), "is there already and not empty", "Name another folder with --output")
 
 
-def _opening(folder: Path, model: str) -> None:
+def _opening(folder: Path, model: str | None) -> None:
     screen.heading("tunesmith demo")
-    screen.say(f"On the model {model} and the examples that ship, this will:")
+    screen.say(f"On {f'the model {model}' if model else 'the small models'} and the examples that ship, this will:")
     for line in (
-        "1  train a LoRA that teaches the model who it is, and ask base and tuned model the same new questions",
-        "2  train all weights on reviews, and measure base and tuned model on reviews that neither has seen",
+        "1  train a LoRA that gives a chat model another name, and ask base and tuned model the same new questions",
+        "2  train all weights of a base model on reviews, and measure base and tuned on reviews that neither has seen",
         "3  fold the adapter of the first into plain weights, and prove the folded model equal",
     ):
         screen.say(f"  {line}")
     screen.say(f"Everything goes into {folder}.")
 
 
-def _train(name: str, title: str, folder: Path, model: str, steps: int | None) -> RunDir:
+def _train(name: str, title: str, folder: Path, model: str | None, steps: int | None) -> RunDir:
     screen.heading(title)
     run = _run(name, folder, model, steps)
     from tunesmith.cli.progress import Display
@@ -95,13 +95,13 @@ def example_run(name: str) -> Path:
     return builtin.example(name).with_suffix(".yaml")
 
 
-def _run(name: str, folder: Path, model: str, steps: int | None) -> Run:
+def _run(name: str, folder: Path, model: str | None, steps: int | None) -> Run:
     """The shipped run file, with the folder, model and number of steps of this demo."""
     from tunesmith.core.run import read_run
 
     run = read_run(example_run(name))
     train = run.train if steps is None else run.train.model_copy(update={"steps": min(steps, run.train.steps or steps)})
-    spec = run.model.model_copy(update={"path": model})
+    spec = run.model if model is None else run.model.model_copy(update={"path": model})
     return run.model_copy(update={"model": spec, "train": train, "output": str(folder / name)})
 
 
