@@ -5,7 +5,7 @@
 
 One step over all rows: rank 8, alpha 16, all linear layers, no dropout, float32, AdamW, one thread. The loss, the norm
 of the gradient and the number of learned tokens are compared first. Measured is the trainer's own loop with what it
-does beside (collating, clipping, logging), not its start.
+does beside (collating, clipping, logging), not its start. A side over an int8 base stands beside them.
 """
 
 from __future__ import annotations
@@ -17,8 +17,9 @@ from bench.side import Side
 from bench.training import ROUGH, Contest, Work, chosen, command, options, shape_of, show
 
 SEEN = "packing, rows see each other"
-LOOSE = {"TRL, defaults": ROUGH, f"LLaMA-Factory, {SEEN}": {"learned": 0}}
-"""TRL multiplies in bfloat16 by default; where rows see each other the loss is another one."""
+ROUNDED = Side("tunesmith, int8 base", "bench.ours:train", {"model": {"quantize": "int8"}})
+LOOSE = {"TRL, defaults": ROUGH, f"LLaMA-Factory, {SEEN}": {"learned": 0}, ROUNDED.name: ROUGH}
+"""TRL multiplies in bfloat16 by default; where rows see each other the loss is another one; int8 rounds the base."""
 
 
 def peers(batch: int) -> list[Side]:
@@ -48,7 +49,7 @@ def main() -> None:
     work = Work(shape.name, "LoRA, one step", "LoRA，一步", shape, "lora", "instructions", asked.rows)
     show(
         "sft",
-        Contest(work, chosen([*ours(), *peers(asked.batch)], asked), LOOSE).measured(asked.repeats, command()),
+        Contest(work, chosen([*ours(), ROUNDED, *peers(asked.batch)], asked), LOOSE).measured(asked.repeats, command()),
         asked,
     )
 
