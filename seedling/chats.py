@@ -1,9 +1,9 @@
-"""The chats that `builtin:seedling-chat` is tuned on: short exchanges in English and Chinese, alone and one after another.
+"""The chats that `builtin:seedling-chat` is tuned on: short exchanges in two languages, alone and in turns.
 
-    chats/*.yaml ─▶ intents ─┬─▶ single exchanges ─┬─▶ build/chats.jsonl           {"messages", "topic", "intent", "language"}
+    chats/*.yaml ─▶ intents ─┬─▶ single exchanges ───┬─▶ build/chats.jsonl   {"messages", "topic", "intent", "language"}
                              ├─▶ follow-up questions ┤
                              ├─▶ chains of several ──┘
-                             └─▶ held-out askings ───▶ build/chats_held_out.jsonl  and {"new", "accepted", "keys"}
+                             └─▶ held-out askings ─────▶ build/chats_held_out.jsonl   and {"new", "accepted", "keys"}
 
 No question of a held-out chat is asked in a training chat, however it is written. Every line was written for this
 project, nothing comes from elsewhere, and the same lines always make the same files.
@@ -15,10 +15,9 @@ project, nothing comes from elsewhere, and the same lines always make the same f
 from __future__ import annotations
 
 import argparse
-import json
 import random
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from seedling import BUILD
@@ -29,9 +28,9 @@ from seedling.wording import manners, normal, traditional
 
 CHATS = BUILD / "chats.jsonl"
 HELD_OUT = BUILD / "chats_held_out.jsonl"
-FOLLOWED = 16
+FOLLOWED = 9
 """Follow-up chats of an intent in a language."""
-CHAINS = 900
+CHAINS = 550
 """Chats of several exchanges, in each language."""
 INSTRUCTED = 0.07
 """Share of chats that a system turn opens, beside those whose system turn gives a name."""
@@ -43,6 +42,7 @@ OPENING = ("greetings", "how_are_you")
 CLOSING = ("thanks", "goodbyes")
 
 Turn = tuple[str, str]
+Trained = dict[Intent, list[Exchange]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +76,11 @@ class Held:
     new: str
     exchange: Exchange
 
+    @property
+    def asks_anew(self) -> bool:
+        """Whether its question is what no training chat may ask; after another turn it may be one that is known."""
+        return self.new == "wording" or not self.exchange.before
+
     def row(self) -> dict[str, Any]:
         right = {"accepted": list(self.exchange.accepted), "keys": list(self.exchange.keys)}
         return {**self.talk.row(), "new": self.new, **right}
@@ -83,7 +88,7 @@ class Held:
 
 def training(aside: Iterable[Held]) -> list[Talk]:
     """The training chats, in an order that follows from the seed, without what is held out."""
-    kept = {normal(held.exchange.question) for held in aside if not held.exchange.before}
+    kept = {normal(held.exchange.question) for held in aside if held.asks_anew}
     found: dict[tuple[Turn, ...], Talk] = {}
     for talk in _all():
         if not talk.asked() & kept:
@@ -105,17 +110,92 @@ def held_out() -> list[Held]:
 def _all() -> Iterator[Talk]:
     """Every training chat, some of them opened by a system turn and some in traditional characters."""
     chance = random.Random(f"{SEED} dress")
+    trained = {intent: intent.train(_chance("train", intent)) for intent in intents()}
     for language in LANGUAGES:
-        own = [intent for intent in intents() if intent.language == language]
-        singles = {intent: intent.train(_chance("train", intent)) for intent in map(_keyed, own)}
-        for talk in (*_singles(singles), *_followed(singles), *_chains(singles, language)):
+        own = {intent: exchanges for intent, exchanges in trained.items() if intent.language == language}
+        for talk in (*_singles(own, chance), *_followed(own), *_chains(own, language)):
             yield _dressed(talk, chance)
 
 
-@dataclass(frozen=True, slots=True)
-class Keyed:
-    """An intent that can be looked up by."""
+def _singles(trained: Trained, chance: random.Random) -> Iterator[Talk]:
+    """Every exchange by itself; where it is about something said earlier, perhaps with another one in between."""
+    short = _short(trained)
+    for intent, exchanges in trained.items():
+        apart = "tell" in intent.parts and intent.options.get("between", True)
+        for exchange in exchanges:
+            between = [chance.choice(trained[chance.choice(short)])] if apart and chance.random() < SHARED else []
+            yield _talk(intent, exchange, [*exchange.before, *_said(between)])
 
-    topic: str
-    name: str
-    intent_place: int
+
+def _followed(trained: Trained) -> Iterator[Talk]:
+    """A question, and a second one that is only understood from it."""
+    for intent in trained:
+        chance = _chance("follow", intent)
+        for first in chance.choices(trained[intent], k=FOLLOWED) if "follow" in intent.parts else ():
+            second = intent.follow(chance, first)
+            if second is not None:
+                yield _talk(intent, second, _said([first]))
+
+
+def _chains(trained: Trained, language: str) -> Iterator[Talk]:
+    """Several exchanges one after another, perhaps from a greeting to a goodbye."""
+    chance = random.Random(f"{SEED} chains {language}")
+    short = _short(trained)
+    ends = {topics: [one for one in short if one.topic in topics] for topics in (OPENING, CLOSING)}
+    middle = [one for one in short if one.topic not in OPENING + CLOSING]
+    for _ in range(CHAINS):
+        taken = chance.sample(middle, chance.choice((1, 2, 2)))
+        if chance.random() < 0.4 or len(taken) == 1:
+            taken.insert(0, chance.choice(ends[OPENING]))
+        if chance.random() < 0.4:
+            taken.append(chance.choice(ends[CLOSING]))
+        *before, last = [chance.choice(trained[intent]) for intent in taken]
+        talk = _talk(taken[-1], last, _said(before))
+        yield replace(talk, topic="chain", intent="chain")
+
+
+def _short(trained: Trained) -> list[Intent]:
+    return [intent for intent in trained if intent.plain]
+
+
+def _said(exchanges: Iterable[Exchange]) -> list[Turn]:
+    return [turn for one in exchanges for turn in (("user", one.question), ("assistant", one.answer))]
+
+
+def _talk(intent: Intent, exchange: Exchange, before: Iterable[Turn] | None = None) -> Talk:
+    turns = (*(exchange.before if before is None else before), *_said([exchange]))
+    return Talk(intent.topic, intent.name, intent.language, turns)
+
+
+def _dressed(talk: Talk, chance: random.Random) -> Talk:
+    """Some chats with a system turn, some Chinese ones in traditional characters."""
+    turns = talk.turns
+    if not talk.instructed and talk.topic != "stories" and chance.random() < INSTRUCTED:
+        turns = (("system", chance.choice(manners()[talk.language]["system"])), *turns)
+    if talk.language == "zh" and chance.random() < TRADITIONAL:
+        turns = tuple((role, traditional(content)) for role, content in turns)
+    return replace(talk, turns=turns)
+
+
+def _chance(purpose: str, intent: Intent) -> random.Random:
+    return random.Random(f"{SEED} {purpose} {intent.topic} {intent.name} {intent.language}")
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m seedling.chats", description="The chats of seedling-chat.")
+    parser.add_argument("--score", metavar="MODEL", help="ask this model what is held out, and write nothing")
+    chosen = parser.parse_args(arguments)
+    if chosen.score:
+        from seedling.chat_score import show  # needs torch, which writing the files does not
+
+        show(chosen.score, [held.row() for held in held_out()])
+        return
+    aside = held_out()
+    talks = training(aside)
+    write(CHATS.parent, CHATS.stem, (talk.row() for talk in talks))
+    write(HELD_OUT.parent, HELD_OUT.stem, (held.row() for held in aside))
+    print(f"{len(talks):,} chats, {len(aside):,} held out")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,6 +1,6 @@
 """How the same thing is written in other ways: brackets, slots, small letters, a greeting before it, traditional script.
 
-    "What colo[u|]r is {thing}?" ─▶ expanded ─▶ varied ─▶ filled ─▶ "hi! what color is grass"
+"What colo[u|]r is {thing}?" ─▶ expanded ─▶ varied ─▶ filled ─▶ "hi! what color is grass"
 """
 
 from __future__ import annotations
@@ -79,18 +79,15 @@ def manners() -> dict[str, dict[str, list[str]]]:
 
 
 def traditional(text: str) -> str:
-    """Simplified Chinese in traditional characters; words whose characters depend on their sense come first."""
-    words, characters = _scripts()
-    for simple, other in words.items():
-        text = text.replace(simple, other)
-    return text.translate(characters)
+    """Simplified Chinese in traditional characters; words in which a character depends on its sense come first."""
+    forms = _scripts()
+    return re.sub("|".join(map(re.escape, forms)), lambda found: forms[found[0]], text)
 
 
 @cache
-def _scripts() -> tuple[dict[str, str], dict[int, str]]:
+def _scripts() -> dict[str, str]:
     scripts = _read("traditional.yaml")
-    pairs = scripts["characters"].split()
-    return scripts["words"], {ord(pair[0]): pair[1] for pair in pairs}
+    return scripts["words"] | {simple: other for simple, other in scripts["characters"].split()}
 
 
 def normal(text: str) -> str:
