@@ -35,7 +35,7 @@ def rows(name: str, language: str) -> list[Row]:
 
 
 def held_out(row: Row) -> bool:
-    """Whether a row is kept from training where an intent tests new rows: by its name, or by its values in any order."""
+    """Whether a row is kept from training where an intent holds rows out: by its name, or its values in any order."""
     content = row.get("name") or "|".join(sorted(row.values()))
     return int.from_bytes(hashlib.sha256(content.encode()).digest()[:8]) % HELD_OUT_ONE_IN == 0
 
@@ -101,9 +101,7 @@ def _sayings(language: str) -> list[Row]:
     kinds, things = ([row["word"] for row in written(name, language)] for name in ("said_of", "said_things"))
     texts = [row["text"] for row in written("said_sentences", language)]
     texts += [f"{kind}{joint}{thing}" for kind in kinds for thing in chance.sample(things, 6)]
-    texts += [
-        " ".join(str(chance.randint(0, 9)) for _ in range(length)) for length in (2, 3, 3, 4, 4, 5) for _ in "abc"
-    ]
+    texts += [" ".join(chance.choices("0123456789", k=length)) for length in (2, 3, 3, 4, 4, 5) * 3]
     texts += [row["name"] for row in written("people", language)[::3]]
     return [{"text": text} for text in dict.fromkeys(texts)]
 

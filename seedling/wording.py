@@ -1,4 +1,4 @@
-"""How the same thing is written in other ways: brackets, slots, small letters, a greeting before it, traditional script.
+"""How the same thing is written in other ways: brackets, slots, small letters, a greeting first, other script.
 
 "What colo[u|]r is {thing}?" ─▶ expanded ─▶ varied ─▶ filled ─▶ "hi! what color is grass"
 """
@@ -87,7 +87,7 @@ def traditional(text: str) -> str:
 @cache
 def _scripts() -> dict[str, str]:
     scripts = _read("traditional.yaml")
-    return scripts["words"] | {simple: other for simple, other in scripts["characters"].split()}
+    return scripts["words"] | dict(scripts["characters"].split())
 
 
 def normal(text: str) -> str:
