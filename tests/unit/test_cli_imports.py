@@ -20,7 +20,7 @@ SOURCE = Path(__file__).resolve().parents[2] / "src"
 PACKAGES = sorted({late.source.partition(".")[0] for late in LATE})
 
 PROBE = """
-import ast, json, os, sys
+import ast, gc, json, os, sys
 
 from tunesmith.cli import imports
 
@@ -77,6 +77,10 @@ told = {
     "stands": all(isinstance(getattr(late[entry.module], entry.name), imports.Later) for entry in imports.LATE),
     "rows": [list(map(int, part)) for part in match([[1, 0], [0, 1]])],
     "roc": list(map(float, late["transformers.generation.candidate_generator"].roc_curve([0, 1], [0.1, 0.9])[1])),
+    "folders": import_utils.create_import_structure_from_path.cache_info()._asdict(),
+    "finders": [type(finder).__module__ for finder in sys.meta_path],
+    "collects": gc.isenabled(),
+    "spared": gc.get_freeze_count(),
     "bits": late["peft.helpers"].bnb.functional.__name__,
 }
 json.dump(told, open(sys.argv[2], "w"))
@@ -116,6 +120,17 @@ def test_what_is_used_is_loaded(told: dict[str, Any]) -> None:
     assert told["rows"] == [[0, 1], [1, 0]]
     assert told["roc"] == [0.0, 1.0, 1.0]
     assert told["bits"] == "bitsandbytes.functional"
+
+
+def test_transformers_reads_each_of_its_folders_once(told: dict[str, Any]) -> None:
+    assert told["folders"]["maxsize"] is None
+    assert told["folders"]["hits"] > 0
+    assert "tunesmith.cli.scan" not in told["finders"]
+
+
+def test_garbage_is_looked_for_afterwards_and_not_among_what_was_imported(told: dict[str, Any]) -> None:
+    assert told["collects"]
+    assert told["spared"] > 100_000
 
 
 def test_a_name_that_is_not_there_is_an_attribute_error() -> None:

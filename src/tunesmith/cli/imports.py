@@ -5,18 +5,23 @@
     torchao           transformers, to save weights it holds        │ imported; then what would load them stands
     bitsandbytes      PEFT, to find directions of weights it holds  ┘ where they look for it
 
-Together they are a third of the time in which a run starts. The command does this in its own process, before anything
-else asks for the libraries; `import tunesmith` in a program of yours leaves its imports as they are.
+Together they are a third of the time in which a run starts. What is loaded stays until the end, so nobody looks for
+garbage in it, neither while it is loaded nor later. The command does this in its own process, before anything else asks
+for the libraries; `import tunesmith` in a program of yours leaves its imports as they are.
 """
 
 from __future__ import annotations
 
+import gc
 import importlib
 import importlib.util
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from tunesmith.cli.scan import scanned_once
 from tunesmith.models.unloaded import unloaded
 
 _MATCHED = ("deformable_detr", "for_object_detection", "grounding_dino", "lw_detr", "rf_detr", "rt_detr")
@@ -56,7 +61,7 @@ def models() -> None:
     """
     if "transformers" in sys.modules:
         return
-    with unloaded(*{late.source.partition(".")[0] for late in LATE}) as hidden:
+    with _for_good(), scanned_once(), unloaded(*{late.source.partition(".")[0] for late in LATE}) as hidden:
         for package in ("peft", "transformers.generation"):
             importlib.import_module(package)
         asking = [late for late in LATE if importlib.util.find_spec(late.module)]  # other versions may have others
@@ -64,6 +69,17 @@ def models() -> None:
     for late, module in zip(asking, modules, strict=True):
         if late.source.partition(".")[0] in hidden:
             setattr(module, late.name, Later(late.source, late.function))
+
+
+@contextmanager
+def _for_good() -> Iterator[None]:
+    """No search for garbage meanwhile, and none later in what was made meanwhile."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 class Later:
