@@ -39,10 +39,6 @@ class Exchange:
     keys: tuple[str, ...]
     before: tuple[tuple[str, str], ...] = ()
 
-    def right(self, answer: str) -> bool:
-        """Whether an answer is one of those accepted, or has every key word."""
-        return right(answer, self.accepted, self.keys)
-
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Intent:
@@ -110,9 +106,14 @@ class Intent:
             question = filled(varied(ask, self.language, chance, bare), row)
         else:
             question = varied(filled(ask, row), self.language, chance, bare)
-        accepted = tuple(filled(answer, row) for answer in self.parts["answers"])
+        answers = self._answers([row])
+        accepted = answers if self.keys or self.turns or "{" in ask else self._answers(self.rows)
         keys = tuple(filled(key, row) for key in self.keys)
-        return Exchange(question, chance.choice(accepted), accepted, keys, tuple(self._before(row, chance)))
+        return Exchange(question, chance.choice(answers), accepted, keys, tuple(self._before(row, chance)))
+
+    def _answers(self, given: Sequence[Row]) -> tuple[str, ...]:
+        """All answers from these rows; where a question has no slots, those from every row are right."""
+        return tuple(filled(answer, row) for row in given for answer in self.parts["answers"])
 
     def _before(self, row: Row, chance: random.Random) -> Iterator[tuple[str, str]]:
         if "system" in self.parts:

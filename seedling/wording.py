@@ -27,7 +27,7 @@ _GREETED = ("hi", "hello", "hey", "good ", "excuse", "sorry", "你好", "您好"
 
 def lines(block: str | None) -> list[str]:
     """The lines of a block, each as many times as its brackets have choices."""
-    return [text for line in (block or "").splitlines() for text in expanded(line)]
+    return list(dict.fromkeys(text for line in (block or "").splitlines() for text in expanded(line)))
 
 
 def expanded(line: str) -> Iterator[str]:
@@ -67,7 +67,7 @@ def _typed(text: str, language: str, chance: random.Random) -> str:
     """Without its last mark, in small letters, or with the marks of the other keyboard."""
     if language == "zh" and chance.random() < 0.3:
         return text.replace("？", "?").replace("，", ",").replace("！", "!")
-    cut = text.rstrip(_ENDS) or text
+    cut = text.rstrip(_ENDS).rstrip() or text
     return cut.lower() if language == "en" and chance.random() < 0.7 else cut
 
 
@@ -91,8 +91,9 @@ def _scripts() -> dict[str, str]:
 
 
 def normal(text: str) -> str:
-    """What is left of a text when case, marks and spaces do not count."""
-    return " ".join(re.sub(r"[\W_]+", " ", text.casefold()).split())
+    """What is left of a text when case, marks and spaces do not count; signs between numbers do."""
+    signed = re.sub(r"(?<=\d)( ?)-", " minus ", text.casefold().replace("+", " plus "))
+    return " ".join(re.sub(r"[\W_]+", " ", signed).split())
 
 
 def _article(article: str, word: str) -> str:
