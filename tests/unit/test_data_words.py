@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import unicodedata
+from itertools import accumulate
 from typing import Any
 
 import pytest
@@ -31,6 +33,9 @@ def split(pattern: str) -> Any:
     return pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(pattern), "isolated"), BYTES])
 
 
+QWEN = LLAMA.replace("{1,3}", "")
+EMBEDDED = QWEN.replace("(?i:'s|'t|'re|'ve|'m|'ll|'d)", r"'(?:[sdmt]|ll|ve|re)\b")
+
 CUTTERS: dict[str, Any] = {
     "gpt2": pre_tokenizers.ByteLevel(add_prefix_space=False),
     "digits": pre_tokenizers.Sequence(
@@ -38,7 +43,11 @@ CUTTERS: dict[str, Any] = {
     ),
     "llama3": split(LLAMA),
     "gpt4o": split(GPT4O),
+    "qwen": split(QWEN),
+    "embedded": split(EMBEDDED),
 }
+WHOLE = sorted({*CUTTERS} - {"gpt4o"})
+"""Those of which it is known where words end in any text; gpt4o's reach from a line break to a slash."""
 CORPUS = [
     "It's what they'll say: 12 345 6789 words, in 2024!\n\n  def f(x):\n\treturn x ** 2  # IT'S fine, we've \r\n"
 ] * 3
@@ -97,10 +106,59 @@ def test_cuts_between_words_are_told_and_others_are_not(name: str) -> None:
     assert words.locate(text, (14,)) is None
 
 
-def test_what_is_not_ascii_is_left_to_the_tokenizer() -> None:
-    words = words_of(TOKENIZERS["llama3"])
+ODD = "éçñßЖжאبहไ你好。，！？「」…—’“”°²½Ⅷ๓٣\u00a0\u2028\u3000\u200b\u200d\u0301\u0085\x1c\ufeff🚀\U00020000"
+MIXED = st.lists(
+    st.one_of(
+        PIECES, st.text(st.sampled_from(ODD), max_size=3), st.text(st.sampled_from("aB1'.,! \n\r\t/"), max_size=5)
+    ),
+    max_size=14,
+).map("".join)
+
+
+@pytest.mark.parametrize("name", WHOLE)
+@settings(max_examples=250, deadline=None)
+@given(text=MIXED, share=st.floats(0, 1))
+def test_ids_of_any_text_are_the_tokenizers(name: str, text: str, share: float) -> None:
+    words = words_of(TOKENIZERS[name])
+    assert words is not None
+    encoding = TOKENIZERS[name].encode(text, add_special_tokens=False)
+    for _ in range(2):
+        if (told := words.locate(text, ())) is not None:
+            assert told[0] == encoding.ids
+        else:
+            assert not unicodedata.is_normalized("NFC", text)
+    cut = round(share * len(text))
+    if (told := words.locate(text, (cut,))) is not None:
+        ends = accumulate((stop for _, stop in encoding.offsets), max)
+        assert told[1] == [sum(stop <= cut for stop in ends)]
+
+
+def test_texts_that_are_normalised_go_to_the_tokenizer_unless_they_are_already() -> None:
+    tokenizer = made(CUTTERS["qwen"], normalizers.NFC())
+    words = words_of(tokenizer)
+    assert words is not None
+    assert words.locate("a cafe\u0301 here", ()) is None
+    told = words.locate("a caf\u00e9 here", ())
+    assert told is not None
+    assert told[0] == tokenizer.encode("a caf\u00e9 here", add_special_tokens=False).ids
+
+
+def test_pieces_are_cut_out_where_words_end_and_remembered() -> None:
+    words = words_of(TOKENIZERS["qwen"])
+    assert words is not None
+    text = "Ask.\nIt costs 5 €, says Zoë:  a bargain\n你好。 Yes"
+    found = words._words(text)  # pyright: ignore[reportPrivateUsage]
+    assert "".join(found) == text
+    assert [word for word in found if not word.isascii()] == [" €,", " Zoë:", "你好。"]
+    words.locate(text, ())
+    assert " Zoë:" in words._known  # pyright: ignore[reportPrivateUsage]
+
+
+def test_patterns_of_which_no_ends_are_known_are_left_to_the_tokenizer() -> None:
+    words = words_of(TOKENIZERS["gpt4o"])
     assert words is not None
     assert words.locate("naïve", ()) is None
+    assert words.locate("naive", ()) is not None
 
 
 @pytest.mark.parametrize(

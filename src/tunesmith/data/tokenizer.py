@@ -231,10 +231,11 @@ class Codec:
 
     def locate(self, text: str, cuts: Sequence[int]) -> tuple[list[int], NDArray[np.int64]]:
         """The ids of a rendered text, and for each cut between characters the first token that reaches past it."""
-        if self._words is not None and (found := self._words.locate(text, cuts)) is not None:
+        escaped = _ESCAPE in text
+        if not escaped and self._words is not None and (found := self._words.locate(text, cuts)) is not None:
             return found[0], np.array(found[1], np.int64)
         tokenizer = self._own
-        if _ESCAPE in text:
+        if escaped:
             text, cuts = self._for_twin(text, cuts)
             tokenizer = self._twin
         encoding = tokenizer.encode(text, add_special_tokens=False)

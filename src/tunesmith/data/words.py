@@ -4,14 +4,22 @@
 
 A byte-level tokenizer cuts text into words by a pattern and gives each word its ids by itself, so the ids of a text are
 those of its words, one after the other, and a text is mostly words that stood in texts before. This holds for the
-tokenizers of GPT-2, Llama 3, Qwen and their kin. It is done for ASCII text alone, for which the pattern can be written
-without tables of letters; every other text and tokenizer is left to the tokenizer, which also says what a word becomes.
+tokenizers of GPT-2, Llama 3, Qwen and their kin. It is done for ASCII text, for which the pattern can be written
+without tables of letters; every other tokenizer is left to itself, and the tokenizer says what a word becomes.
+
+    It costs 5 €, says Zoë: a bargain.  ─▶  It| costs| 5| €,| says| Zoë:| a| bargain|.
+                                                        ───       ─────
+
+In other text what is not ASCII is cut out where the pattern, if it is one of those that are known, ends a word whatever
+stands around: before a space behind something that is none, and between a single line break and a letter or digit. Such
+a piece may be several words; the tokenizer says what it becomes, and it is remembered as a whole.
 """
 
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
 from __future__ import annotations
 
 import re
+import unicodedata
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from itertools import accumulate, chain
@@ -25,6 +33,20 @@ LONGEST = 64
 """Longer words are not remembered."""
 
 _GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+_LLAMA3 = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+_DIGITS = _GPT2.replace(r"| ?\p{N}+", r"|\p{N}").replace(r"(?!\S)", r"(?![^\s\p{N}])")
+"""GPT-2's where digits are cut off first: no space is put to one, and a text ends before it."""
+_QWEN = _LLAMA3.replace("{1,3}", "")
+_EMBEDDED = _QWEN.replace("(?i:'s|'t|'re|'ve|'m|'ll|'d)", r"'(?:[sdmt]|ll|ve|re)\b")
+_CUT = {_GPT2, _DIGITS, _LLAMA3, _QWEN, _EMBEDDED}
+"""The patterns in which nothing reaches from what is no space to a space, or from a line break to a letter or digit,
+and what looks around sees the same at the end of a text: `\\b` behind a letter as before a space, and `\\s+(?!\\S)` a
+single line break as `\\s+` does."""
+_ENDS = re.compile(r"(?<=\S)(?= )|(?<=\S\n)(?=[^\W_])")
+"""Where these end a word, whatever stands around."""
 _CLASSES = {
     r"\p{L}": "A-Za-z",
     r"\p{N}": "0-9",
@@ -50,8 +72,14 @@ _SAMPLE = (
 class Words:
     """Ids by word, for one tokenizer."""
 
-    def __init__(self, tokenizer: Tokenizer, pattern: re.Pattern[str], added: Mapping[str, int]) -> None:
-        """pattern: of its words; added: the tokens that it looks for before that, with their ids."""
+    def __init__(
+        self, tokenizer: Tokenizer, pattern: re.Pattern[str], added: Mapping[str, int], cuts: bool = False
+    ) -> None:
+        """pattern: of its words; added: the tokens that it looks for before that, with their ids; cuts: whether it is
+        known where words end in text that is not ASCII.
+        """
+        self._tokenizer = tokenizer
+        self._cuts = cuts
         self._model: Any = tokenizer.model
         self._find = pattern.findall
         self._known: dict[str, tuple[int, ...]] = {text: (number,) for text, number in added.items()}
@@ -68,7 +96,8 @@ class Words:
         if pattern is None:
             return None
         added = {token["content"]: int(token["id"]) for token in plain["added_tokens"]}
-        found = cls(tokenizer, pattern, added)
+        cuts = _source(plain["pre_tokenizer"]) in _CUT and all(text.isascii() for text in added)
+        found = cls(tokenizer, pattern, added, cuts)
         sample = _SAMPLE + "".join(f"a{text} {text}{text}b" for text in list(added)[:8] if text.isascii())
         right = tokenizer.encode(sample, add_special_tokens=False).ids
         told = found.locate(sample, ())
@@ -77,9 +106,9 @@ class Words:
     def locate(self, text: str, cuts: Sequence[int]) -> tuple[list[int], list[int]] | None:
         """The ids of a text, and for each cut between characters the first token that reaches past it.
 
-        None: the text is not ASCII, or a cut stands within a word; the tokenizer must be asked.
+        None: it is not known where words end, or a cut stands within one; the tokenizer must be asked.
         """
-        if not text.isascii():
+        if not (text.isascii() or (self._cuts and unicodedata.is_normalized("NFC", text))):
             return None
         words = self._words(text)
         ids = self._ids(words)
@@ -96,18 +125,31 @@ class Words:
 
     def _words(self, text: str) -> list[str]:
         """The words of a text in order, added tokens among them."""
+        find = self._find if text.isascii() else self._with_pieces
         if self._apart is None:
-            return self._find(text)
+            return find(text)
         parts = self._apart.split(text)
         if len(parts) == 1:
-            return self._find(text)
+            return find(text)
         words: list[str] = []
         for at, part in enumerate(parts):
             if at % 2:
                 words.append(part)
             elif part:
-                words += self._find(part)
+                words += find(part)
         return words
+
+    def _with_pieces(self, text: str) -> list[str]:
+        """The words of what is ASCII in a text, and the pieces with what is not, in order."""
+        words: list[str] = []
+        done = at = 0
+        for piece in _ENDS.split(text):
+            if not piece.isascii():
+                words += self._find(text[done:at])
+                words.append(piece)
+                done = at + len(piece)
+            at += len(piece)
+        return words + self._find(text[done:])
 
     def _ids(self, words: Sequence[str]) -> list[tuple[int, ...]]:
         known = self._known
@@ -117,7 +159,10 @@ class Words:
             return [known[word] if word in known else self._learn(word) for word in words]
 
     def _learn(self, word: str) -> tuple[int, ...]:
-        ids = tuple(token.id for token in self._model.tokenize(word.translate(_BYTES)))
+        if word.isascii():
+            ids = tuple(token.id for token in self._model.tokenize(word.translate(_BYTES)))
+        else:
+            ids = tuple(self._tokenizer.encode(word, add_special_tokens=False).ids)
         if len(self._known) < MOST_WORDS and len(word) <= LONGEST:
             self._known[word] = ids
         return ids
@@ -149,8 +194,7 @@ def _source(cutter: Mapping[str, Any]) -> str | None:
     if len(steps) == 1 and own:
         return _GPT2
     if len(steps) == 2 and own and steps[0] == {"type": "Digits", "individual_digits": True}:
-        # Digits are cut off first: no space is put to one, and a text ends before it.
-        return _GPT2.replace(r"| ?\p{N}+", r"|\p{N}").replace(r"(?!\S)", r"(?![^\s\p{N}])")
+        return _DIGITS
     if len(steps) == 2 and not own and steps[0].get("type") == "Split":
         split = steps[0]
         if split.get("behavior") == "Isolated" and not split.get("invert"):
