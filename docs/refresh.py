@@ -5,6 +5,7 @@
     python docs/refresh.py --runs     the demo and the tutorial too, run for real (minutes)
     python docs/refresh.py --results [NAME …]
                                       the results page, from runs/NAME that `tunesmith train docs/runs/NAME.yaml` made
+    python docs/lessons.py            the four runs of "Reading the curves" in the tutorial, for real (minutes)
 
 A page says where things go, in comments that readers do not see:
 
@@ -21,6 +22,7 @@ A page says where things go, in comments that readers do not see:
 from __future__ import annotations
 
 import argparse
+import difflib
 import os
 import re
 import shutil
@@ -221,12 +223,23 @@ def file_of(path: str, tongue: str) -> str:
     return f"```{Path(path).suffix[1:]}\n{(ROOT / path).read_text('utf-8').rstrip()}\n```"
 
 
+def difference(paths: str, tongue: str) -> str:
+    """What the second of two files has otherwise than the first, comments left out."""
+    one, other = (
+        [line for line in (ROOT / path).read_text("utf-8").splitlines() if not line.startswith("#")]
+        for path in paths.split()
+    )
+    lines = list(difflib.unified_diff(one, other, n=0, lineterm=""))[2:]
+    return "\n".join(["```diff", *(line for line in lines if not line.startswith("@@")), "```"])
+
+
 def translations() -> dict[str, Any]:
     """The Chinese help: `options` by their place, `phrases` by their English text."""
     return yaml.safe_load((DOCS / "zh" / "options.yaml").read_text("utf-8"))
 
 
 MAKERS: dict[str, Callable[[str, str], str]] = {
+    "difference": difference,
     "file": file_of,
     "help": help_of,
     "options": options_of,

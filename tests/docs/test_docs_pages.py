@@ -54,7 +54,7 @@ def test_both_languages_have_the_same_page(english: str, chinese: str) -> None:
     levels = [[level for level, _ in HEADING.findall(prose(page))] for page in (ours, theirs)]
     assert levels[0] == levels[1]
     made = [
-        re.findall(r"<!-- (?:generated|run|file|result)\b.+? -->", page.read_text("utf-8")) for page in (ours, theirs)
+        re.findall(r"<!-- (?:generated|run|file|result|comparison|lessons)\b.+? -->", page.read_text("utf-8")) for page in (ours, theirs)
     ]
     assert made[0] == made[1]
     shapes = [

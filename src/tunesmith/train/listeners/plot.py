@@ -62,7 +62,9 @@ def smoothed(values: Sequence[float]) -> list[float]:
 def _picture(events: Sequence[Event], steps: list[Event]) -> bytes:
     from matplotlib.figure import Figure
 
-    told = {name: label for name, label in (ONLINE if _online(steps) else SUPERVISED).items() if name in steps[0].values}
+    told = {
+        name: label for name, label in (ONLINE if _online(steps) else SUPERVISED).items() if name in steps[0].values
+    }
     figure = Figure(figsize=(9, 6.4), layout="constrained")
     top, *below = figure.subplot_mosaic([["top", "top"], ["left", "right"]], height_ratios=[2.2, 1]).values()
     course(top, events)
@@ -83,16 +85,17 @@ def course(axes: Any, events: Sequence[Event]) -> None:
     if validations:
         where, found = _values(validations, name)
         axes.plot(where, found, "o-", color=ACCENT, markersize=4, label=f"validation {name}")
-        best, word = (min(found), "lowest") if name == "loss" else (max(found), "highest")
+        best, word, beside = (min(found), "lowest", -16) if name == "loss" else (max(found), "highest", 9)
         at = found.index(best)
         axes.annotate(
             f"{word} {best:.3f}",
             (where[at], best),
             textcoords="offset points",
-            xytext=(0, 9),
-            ha="right" if at else "left",
+            xytext=(0, beside),
+            ha="right" if at > len(found) / 2 else "left",
             color=ACCENT,
         )
+        axes.margins(y=0.1)
     axes.set(xlabel="step", ylabel=name)
     axes.legend(frameon=False)
     _plain(axes)
