@@ -111,21 +111,21 @@ be relied on. Architecture, tokenizer and the texts of pre-training are those of
 
 ## What it can do
 
-Held-out questions of each topic, worded as no training row words them, answered greedily; an answer counts if it is one
-of those that the topic accepts.
+Held-out questions of each topic, worded as no training row words them or with names and numbers that none has, answered
+greedily; an answer is right if it is one of those that the question accepts or has the key words of one.
 
 {score}
 
 ## Samples
 
-First greedy answers to held-out questions, none chosen.
+The first held-out question of each topic in each language with its greedy answer; none was chosen.
 
 {samples}
 
 ## What it was tuned on
 
-Chats written for this project (CC0 1.0), made by `python -m seedling.chats`, and rows of the sources named in the run
-file below, with the licences that the card of `builtin:seedling` gives.
+Short chats in English and Chinese that were written for this project and are free for any use (CC0 1.0), made by
+`python -m seedling.chats`; none comes from elsewhere. The weights keep the CC BY-SA 4.0 of the base model.
 
 {training}
 """
@@ -169,8 +169,8 @@ def chat_card() -> str:
     told = json.loads(CHAT_SCORE.read_text(encoding="utf-8"))
     return _CHAT.format(
         shape=_shape(BUILTIN / "seedling-chat"),
-        score=table(("topic", "language", "questions", "right, %"), told["topics"]),
-        samples=table(("question", "answer"), told["samples"]),
+        score=table(("topic", "English", "Chinese"), told["topics"]),
+        samples=table(("question", "answer", "right"), told["samples"]),
         training=_training(RECORD / CHAT_RUN),
     )
 

@@ -12,9 +12,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from seedling import CHAT_SCORE
 from seedling.intents import LANGUAGES, right
 from tunesmith.core.records import Chat, Message
 from tunesmith.core.run import ModelSpec
+from tunesmith.core.rundir import write_json
 from tunesmith.generate.engines.local import Local
 from tunesmith.generate.sampling import Sampling
 
@@ -51,6 +53,32 @@ def show(model: str, rows: Sequence[Row]) -> None:
         if not one.right:
             print(f"{one.row['language']} {one.row['intent']}: {one.row['messages'][-2]['content']} ─▶ {one.answer!r}")
     print("\n".join(table(scored)))
+
+
+def keep(model: str, rows: Sequence[Row]) -> None:
+    """Write what the model card shows: the share of right answers by topic, and the first answer of each topic."""
+    scored = score(model, rows)
+    topics = list(dict.fromkeys(one.row["topic"] for one in scored))
+    shares = [
+        [topic, *(_share([one.right for one in own if one.row["language"] == language]) for language in LANGUAGES)]
+        for topic in topics
+        for own in ([one for one in scored if one.row["topic"] == topic],)
+    ]
+    shares.append(["all", *(_share([o.right for o in scored if o.row["language"] == name]) for name in LANGUAGES)])
+    samples = [
+        [one.row["messages"][-2]["content"], one.answer, "yes" if one.right else "no"]
+        for topic in topics
+        for language in LANGUAGES
+        for one in _first(scored, topic, language)
+    ]
+    write_json(CHAT_SCORE, {"topics": shares, "samples": samples})
+
+
+def _first(scored: Sequence[Scored], topic: str, language: str) -> list[Scored]:
+    """The first question of a topic and language that has no turn before it."""
+    alone = (len(one.row["messages"]) == 2 for one in scored)
+    own = (one.row["topic"] == topic and one.row["language"] == language for one in scored)
+    return [one for one, single, mine in zip(scored, alone, own, strict=True) if single and mine][:1]
 
 
 def table(scored: Sequence[Scored]) -> Iterator[str]:

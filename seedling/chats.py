@@ -10,6 +10,7 @@ project, nothing comes from elsewhere, and the same lines always make the same f
 
     python -m seedling.chats                    # writes both files
     python -m seedling.chats --score MODEL      # asks a model what was held out
+    python -m seedling.chats --keep MODEL       # the same, into the file that the model card is written from
 """
 
 from __future__ import annotations
@@ -184,11 +185,12 @@ def _chance(purpose: str, intent: Intent) -> random.Random:
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m seedling.chats", description="The chats of seedling-chat.")
     parser.add_argument("--score", metavar="MODEL", help="ask this model what is held out, and write nothing")
+    parser.add_argument("--keep", metavar="MODEL", help="ask this model what is held out, for its card")
     chosen = parser.parse_args(arguments)
-    if chosen.score:
-        from seedling.chat_score import show  # needs torch, which writing the files does not
+    if model := chosen.score or chosen.keep:
+        from seedling.chat_score import keep, show  # need torch, which writing the files does not
 
-        show(chosen.score, [held.row() for held in held_out()])
+        (show if chosen.score else keep)(model, [held.row() for held in held_out()])
         return
     aside = held_out()
     talks = training(aside)
