@@ -7,6 +7,8 @@ python -m seedling.curve
 
 from __future__ import annotations
 
+import math
+
 import matplotlib
 
 matplotlib.use("Agg")
@@ -28,11 +30,12 @@ def lines() -> tuple[Line, Line, dict[int, float]]:
     tokens: dict[int, float] = {0: 0.0}
     train: Line = ([], [])
     aside: Line = ([], [])
-    mean: float | None = None
+    mean = math.nan
     for event in read_events(RECORD / BASE_RUNS[0] / "events.jsonl"):
         if event.kind == "step":
             tokens[event.step] = event.values["total_tokens"] / 1e6
-            mean = event.values["loss"] if mean is None else SMOOTH * mean + (1 - SMOOTH) * event.values["loss"]
+            loss = event.values["loss"]
+            mean = loss if math.isnan(mean) else SMOOTH * mean + (1 - SMOOTH) * loss
             train[0].append(tokens[event.step])
             train[1].append(mean)
         elif event.kind == "validate":
