@@ -53,9 +53,8 @@ def test_both_languages_have_the_same_page(english: str, chinese: str) -> None:
     ours, theirs = REPOSITORY / english, REPOSITORY / chinese
     levels = [[level for level, _ in HEADING.findall(prose(page))] for page in (ours, theirs)]
     assert levels[0] == levels[1]
-    made = [
-        re.findall(r"<!-- (?:generated|run|file|result|comparison|lessons)\b.+? -->", page.read_text("utf-8")) for page in (ours, theirs)
-    ]
+    mark = r"<!-- (?:generated|run|file|result|comparison|lessons)\b.+? -->"
+    made = [re.findall(mark, page.read_text("utf-8")) for page in (ours, theirs)]
     assert made[0] == made[1]
     shapes = [
         [(block.language, block.language in ("yaml", "python", "bash") and block.text) for block in blocks(page)]
