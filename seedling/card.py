@@ -1,6 +1,6 @@
 """The model cards: what went into a model, how it was trained and what it can do, every figure counted or read.
 
-sources.json, build/parts, record/*, measured.json, samples.json, chat.json ─▶ builtin/MODEL/README.md
+sources.json, build/parts, record/*, floors.json, measured.json, samples.json, chat.json ─▶ builtin/MODEL/README.md
 
 python -m seedling.card seedling
 python -m seedling.card seedling-chat
@@ -19,7 +19,7 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from seedling import BUILTIN, CHAT_SCORE, MEASURED, RECORD, ROOT, SAMPLES
+from seedling import BUILTIN, CHAT_SCORE, FLOORS, MEASURED, RECORD, ROOT, SAMPLES
 from seedling.tokenizer import ENTRIES, MAX_TOKENS, corpus_by_source
 from tunesmith.core.events import read_events
 from tunesmith.core.run import read_run
@@ -152,7 +152,7 @@ def base_card() -> str:
         shape=_shape(BUILTIN / "seedling"),
         entries=ENTRIES,
         compression=_compression(counts),
-        floors=_floors(measured["languages"]),
+        floors=_floors(measured["languages"], json.loads(FLOORS.read_text(encoding="utf-8"))),
         by_source=table(("source", "bytes", "bits a byte"), _by_source(measured["sources"])),
         samples="\n\n".join(map(_sample, json.loads(SAMPLES.read_text(encoding="utf-8")))),
         rows=sum(count.fact["rows"] for count in counts),
@@ -262,14 +262,14 @@ def _sources(counts: list[Count]) -> str:
     return table(head, rows)
 
 
-def _floors(languages: dict[str, dict[str, float]]) -> str:
+def _floors(measured: dict[str, dict[str, float]], floors: dict[str, dict[str, float]]) -> str:
     """A line a language: the model, each compressor, and how much less the model needs than each."""
-    names = [name for name in next(iter(languages.values())) if name not in ("model", "bytes")]
+    names = list(next(iter(floors.values())))
     rows = [
-        [language, int(row["bytes"])]
-        + [row[name] for name in ("model", *names)]
-        + [f"{1 - row['model'] / row[name]:.1%}" for name in names]
-        for language, row in languages.items()
+        [language, int(row["bytes"]), row["model"]]
+        + [floors[language][name] for name in names]
+        + [f"{1 - row['model'] / floors[language][name]:.1%}" for name in names]
+        for language, row in measured.items()
     ]
     return table(("language", "bytes", "seedling", *names, *(f"less than {name}" for name in names)), rows)
 

@@ -8,7 +8,8 @@ A compressor reads the held-out documents of a language in one stream after all 
 also learns from the documents before; the model reads each alone. PPMd is run with contexts of up to 6 bytes, as 7-Zip
 does by default, and of up to 16 with a gigabyte of memory, beyond which it gains nothing here.
 
-    python -m seedling.measure MODEL          # writes seedling/measured.json; needs pyppmd
+    python -m seedling.measure                # the compressors: writes seedling/floors.json; needs pyppmd
+    python -m seedling.measure MODEL          # the model: writes seedling/measured.json and seedling/samples.json
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from seedling import HELD_OUT, MEASURED, SAMPLES
+from seedling import FLOORS, HELD_OUT, MEASURED, SAMPLES
 from seedling.tokenizer import MAX_TOKENS, corpus_by_source
 from tunesmith.core.rundir import write_json
 
@@ -82,21 +83,24 @@ def compressors() -> dict[str, Callable[[bytes], int]]:
     }
 
 
-def measure(folder: str) -> dict[str, Any]:
-    """Bits a byte of the model and of the compressors by language, and of the model by source."""
+def floors() -> dict[str, dict[str, float]]:
+    """Bits a byte of each compressor by language."""
     rows = held_out()
-    bits = dict(zip(map(id, rows), model_bits(folder, rows), strict=True))
-    by_language = {
-        name: {"model": _rate(own, bits), **_floors(own, _training_text(code)), "bytes": _bytes(own)}
+    return {
+        name: _floors([row for row in rows if row["language"] == code], _training_text(code))
         for code, name in LANGUAGES.items()
-        for own in ([row for row in rows if row["language"] == code],)
     }
-    by_source = {
-        name: {"model": _rate(own, bits), "bytes": _bytes(own)}
-        for name in dict.fromkeys(row["source"] for row in rows)
-        for own in ([row for row in rows if row["source"] == name],)
-    }
-    return {"languages": by_language, "sources": by_source}
+
+
+def measure(folder: str) -> dict[str, dict[str, Any]]:
+    """Bits a byte of a model, by language and by source."""
+    rows = held_out()
+    bits = model_bits(folder, rows)
+    groups: dict[str, dict[str, list[tuple[dict[str, str], float]]]] = {"languages": {}, "sources": {}}
+    for row, own in zip(rows, bits, strict=True):
+        groups["languages"].setdefault(LANGUAGES[row["language"]], []).append((row, own))
+        groups["sources"].setdefault(row["source"], []).append((row, own))
+    return {kind: {name: _rate(told) for name, told in parts.items()} for kind, parts in groups.items()}
 
 
 def samples(folder: str, tokens: int = 60) -> list[dict[str, str]]:
@@ -133,21 +137,21 @@ def _floors(rows: list[dict[str, str]], training: bytes) -> dict[str, float]:
     return {name: 8 * (size(training + text) - size(training)) / len(text) for name, size in compressors().items()}
 
 
-def _rate(rows: list[dict[str, str]], bits: dict[int, float]) -> float:
-    return sum(bits[id(row)] for row in rows) / _bytes(rows)
-
-
-def _bytes(rows: list[dict[str, str]]) -> int:
-    return sum(len(row["text"].encode()) for row in rows)
+def _rate(told: list[tuple[dict[str, str], float]]) -> dict[str, float]:
+    size = sum(len(row["text"].encode()) for row, _ in told)
+    return {"bytes": size, "model": sum(bits for _, bits in told) / size}
 
 
 def main(arguments: list[str]) -> None:
+    if not arguments:
+        write_json(FLOORS, floors())
+        return
     (folder,) = arguments
     figures = measure(folder)
     write_json(MEASURED, figures)
     write_json(SAMPLES, samples(folder))
     for name, row in (figures["languages"] | figures["sources"]).items():
-        print(f"{name:22}" + "  ".join(f"{key} {value:,.3f}" for key, value in row.items()))
+        print(f"{name:22}{row['model']:.3f} bits a byte, {row['bytes']:,} bytes")
 
 
 if __name__ == "__main__":
