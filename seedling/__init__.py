@@ -1,7 +1,9 @@
 """How `builtin:seedling` and the shipped examples are made; none of this is installed with the package.
 
-    corpora ─▶ corpus ─▶ tokenizer ─▶ config ─▶ tunesmith train seedling/pretrain.yaml ─▶ card
-                                                          examples (reviews.yaml, identity.yaml, preferences.yaml)
+    corpora ─▶ corpus ─▶ tokenizer ─▶ config ─▶ pretrain.yaml, -2, -3 ─┬─▶ turns.yaml ─▶ halves.yaml ─▶ seedling
+                                                                      └─▶ chats ─▶ chat.yaml ─▶ seedling-chat
+    ship, measure, curve, card: what goes into the package and is said of it
+    examples (reviews.yaml, identity.yaml, preferences.yaml)
 
 Run each step from the repository root, as `python -m seedling.corpus ../shared/data`.
 """

@@ -87,12 +87,12 @@ CC BY-SA 4.0.
 
 ## How it was trained
 
-With tunesmith itself, on two cores of a shared machine, all weights learning: the objective `pretrain` from random
-weights, then a short stage of `sft` that teaches the turns of a chat on the sources instructions, gsm8k, dialogues and
-xiehouyu. `seedling/` in the source tree holds every step, and `seedling/record/` the whole record of each run. The
-first run was stopped and resumed several times. From step {second:,} on it read more sources, with other weights,
-and from step {third:,} on with others again, because verse had become worse; its length was set while the learning rate
-stood still.
+With tunesmith itself, on one to two cores of a processor, all weights learning: the objective `pretrain` from random
+weights, then a short stage of `sft` that teaches the turns of a chat on documents of the same corpus, then the mean of
+both weights (`seedling/halves.yaml`), which predicts text nearly as well as the first alone. `seedling/` in the source
+tree holds every step, and `seedling/record/` the whole record of each run. The first run was stopped and resumed
+several times. From step {second:,} on it read more sources, with other weights, and from step {third:,} on with others
+again, because verse had become worse; its length was set while the learning rate stood still.
 
 {training}
 """

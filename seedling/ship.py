@@ -18,19 +18,19 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM
 
-from seedling import BUILTIN, RECORD
+from seedling import BUILTIN, RECORD, ROOT
 from seedling.tokenizer import FILES as TOKENIZER_FILES
-from tunesmith.core.rundir import write_json
+from tunesmith.core.rundir import write_atomic, write_json
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 KEPT = ("run.yaml", "events.jsonl", "data_report.json")
 
 
-def ship(name: str, run: Path, dtype: torch.dtype) -> Path:
-    """Write the model of a run as `builtin:NAME`; returns its folder."""
+def ship(name: str, model: Path, dtype: torch.dtype) -> Path:
+    """Write a model as `builtin:NAME`; returns its folder."""
     folder = BUILTIN / name
     folder.mkdir(exist_ok=True)
-    AutoModelForCausalLM.from_pretrained(run / "model", dtype=dtype).save_pretrained(folder)
+    AutoModelForCausalLM.from_pretrained(model, dtype=dtype).save_pretrained(folder)
     for file in TOKENIZER_FILES:
         if not (folder / file).exists():
             shutil.copyfile(BUILTIN / "seedling" / file, folder / file)
@@ -42,7 +42,8 @@ def record(run: Path) -> Path:
     folder = RECORD / run.name
     folder.mkdir(parents=True, exist_ok=True)
     for file in KEPT:
-        shutil.copyfile(run / file, folder / file)
+        text = (run / file).read_text(encoding="utf-8").replace(f"{ROOT.parent}/", "")
+        write_atomic(folder / file, text.encode())
     told = json.loads((run / "record.json").read_text(encoding="utf-8"))
     write_json(folder / "record.json", told | {"base": "."})
     return folder
@@ -50,14 +51,15 @@ def record(run: Path) -> Path:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
-    parser.add_argument("name", nargs="?", help="the model's name after builtin:")
-    parser.add_argument("run", type=Path)
+    parser.add_argument("given", nargs="+", metavar="NAME FOLDER | RUN", help="what to ship, or the runs to record")
     parser.add_argument("--dtype", choices=DTYPES, default="float32")
-    parser.add_argument("--record", action="store_true", help="keep the record alone, and ship no weights")
+    parser.add_argument("--record", action="store_true", help="keep the records of runs, and ship no weights")
     asked = parser.parse_args()
-    if not asked.record:
-        print(ship(asked.name, asked.run, DTYPES[asked.dtype]))
-    print(record(asked.run))
+    if asked.record:
+        print(*(record(Path(run)) for run in asked.given), sep="\n")
+    else:
+        name, folder = asked.given
+        print(ship(name, Path(folder), DTYPES[asked.dtype]))
 
 
 if __name__ == "__main__":

@@ -56,6 +56,7 @@ def small_builtin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         max_position_embeddings=512,
     )
     LlamaForCausalLM(config).save_pretrained(root / "seedling")
+    shutil.copytree(root / "seedling", root / "seedling-chat")
     monkeypatch.setattr(builtin, "_ROOT", root)
     return root
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from tunesmith import builtin
 from tunesmith.core.problem import Problem
 
-MEGABYTES = 25
+MEGABYTES = 35
 CALL = {"name": "weather", "arguments": {"city": "北京", "days": 2}}
 TOOL = {"type": "function", "function": {"name": "weather", "description": "天气", "parameters": {"type": "object"}}}
 CHAT: list[dict[str, Any]] = [
@@ -137,3 +137,31 @@ def test_arguments_may_be_text() -> None:
 def test_unknown_roles_are_refused() -> None:
     with pytest.raises(Exception, match="narrator"):
         render([{"role": "narrator", "content": "Once upon a time"}])
+
+
+@pytest.mark.parametrize("name", ["seedling", "seedling-chat"])
+def test_the_weights_that_ship_are_what_their_card_says(name: str) -> None:
+    """transformers loads the folder without code of its own, as many parameters as the card names, all finite."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(builtin.path(name), dtype=torch.float32)
+    card = (builtin.path(name) / "README.md").read_text("utf-8")
+    assert f"| parameters | {model.num_parameters():,} |" in card
+    assert all(bool(weight.isfinite().all()) for weight in model.parameters())
+    assert model.config.max_position_embeddings >= 512
+
+
+@pytest.mark.parametrize(
+    ("ask", "name"), [("Who are you?", "Seedling"), ("你叫什么名字？", "小种子"), ("你好！", "你好")]
+)
+def test_the_chat_model_answers_and_knows_its_name(ask: str, name: str) -> None:
+    from transformers import AutoModelForCausalLM
+
+    model: Any = AutoModelForCausalLM.from_pretrained(builtin.path("seedling-chat"), dtype="float32")
+    out = tokenizer().apply_chat_template(
+        [{"role": "user", "content": ask}], add_generation_prompt=True, return_tensors="pt", return_dict=True
+    )
+    answer = model.generate(**out, max_new_tokens=40, do_sample=False)[0, out["input_ids"].shape[1] :]
+    assert int(answer[-1]) == tokenizer().convert_tokens_to_ids("<|im_end|>"), "the turn ends"
+    assert name in tokenizer().decode(answer, skip_special_tokens=True)

@@ -1,4 +1,4 @@
-"""What ships with the package: the model `builtin:seedling` and small example data, as plain files."""
+"""What ships with the package: `builtin:seedling`, `builtin:seedling-chat` and small example data, as plain files."""
 
 from __future__ import annotations
 

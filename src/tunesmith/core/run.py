@@ -42,7 +42,8 @@ class ModelSpec(Options):
     """Which model to start from, and how it is held."""
 
     path: str
-    """A local folder, a Hugging Face id, `modelscope:ID`, `builtin:seedling`, or the folder of a run or adapter."""
+    """A local folder, a Hugging Face id, `modelscope:ID`, the folder of a run or adapter, or a model that ships:
+    `builtin:seedling`, `builtin:seedling-chat`."""
     revision: str | None = None
     """Branch, tag or commit of a model on a hub."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"

@@ -25,7 +25,7 @@ Examples:
   tunesmith chat runs/mine
   tunesmith chat runs/mine --against
   tunesmith chat runs/mine --prompt "Who are you?"
-  cat questions.txt | tunesmith chat builtin:seedling
+  cat questions.txt | tunesmith chat builtin:seedling-chat
   tunesmith chat runs/mine --weights int8
   tunesmith chat BASE --adapter law=runs/law --adapter short=runs/short
 

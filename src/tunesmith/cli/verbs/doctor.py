@@ -220,7 +220,7 @@ def _places() -> Iterator[Finding]:
         value = os.environ.get(variable)
         hidden = "set (not shown)" if value and variable == "HF_TOKEN" else value
         yield Finding(variable, "ok" if value else "absent", hidden or "not set; the default is used")
-    yield _seedling()
+    yield from _shipped_models()
 
 
 def _cache(variable: str, usual: Path) -> Finding:
@@ -235,18 +235,17 @@ def _cache(variable: str, usual: Path) -> Finding:
     return Finding(variable, "ok", told)
 
 
-def _seedling() -> Finding:
+def _shipped_models() -> Iterator[Finding]:
     from tunesmith import builtin
 
-    weights = sum(file.stat().st_size for file in builtin.path("seedling").glob("*.safetensors"))
-    if not weights:
-        return Finding(
-            "builtin:seedling",
-            "fault",
-            "its weights are not in this install",
-            "pip install --force-reinstall tunesmith",
-        )
-    return Finding("builtin:seedling", "ok", f"{weights / 1e6:.1f} MB of weights")
+    for name in builtin.models():
+        weights = sum(file.stat().st_size for file in builtin.path(name).glob("*.safetensors"))
+        title = builtin.PREFIX + name
+        if weights:
+            yield Finding(title, "ok", f"{weights / 1e6:.1f} MB of weights")
+        else:
+            hint = "pip install --force-reinstall tunesmith"
+            yield Finding(title, "fault", "its weights are not in this install", hint)
 
 
 SECTIONS: dict[str, Callable[[], Iterator[Finding]]] = {
