@@ -21,6 +21,7 @@ from transformers import AutoModelForCausalLM
 from seedling import BUILTIN, RECORD, ROOT
 from seedling.tokenizer import FILES as TOKENIZER_FILES
 from tunesmith.core.rundir import write_atomic, write_json
+from tunesmith.data.build import cache_folder
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 KEPT = ("run.yaml", "events.jsonl", "data_report.json")
@@ -42,7 +43,9 @@ def record(run: Path) -> Path:
     folder = RECORD / run.name
     folder.mkdir(parents=True, exist_ok=True)
     for file in KEPT:
-        text = (run / file).read_text(encoding="utf-8").replace(f"{ROOT.parent}/", "")
+        text = (run / file).read_text(encoding="utf-8")
+        for place in (ROOT.parent, cache_folder().parent):
+            text = text.replace(f"{place}/", "")
         write_atomic(folder / file, text.encode())
     told = json.loads((run / "record.json").read_text(encoding="utf-8"))
     write_json(folder / "record.json", told | {"base": "."})
