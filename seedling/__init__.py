@@ -10,6 +10,7 @@ Run each step from the repository root, as `python -m seedling.corpus ../shared/
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent
@@ -33,3 +34,9 @@ MEASURED = ROOT / "measured.json"
 SAMPLES = ROOT / "samples.json"
 CHAT_SCORE = ROOT / "chat.json"
 """What the shipped chat model answers to held-out questions, by topic."""
+LANGUAGES = {"en": "English", "zh": "Chinese"}
+
+
+def one_in(count: int, content: str) -> bool:
+    """Whether a text is one of so many, chosen by a hash of its content."""
+    return int.from_bytes(hashlib.sha256(content.encode()).digest()[:8]) % count == 0

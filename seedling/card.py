@@ -19,7 +19,7 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from seedling import BUILTIN, CHAT_SCORE, FLOORS, MEASURED, RECORD, ROOT, SAMPLES
+from seedling import BUILTIN, CHAT_SCORE, FLOORS, LANGUAGES, MEASURED, RECORD, ROOT, SAMPLES
 from seedling.tokenizer import ENTRIES, MAX_TOKENS, corpus_by_source
 from tunesmith.core.events import read_events
 from tunesmith.core.run import read_run
@@ -29,7 +29,6 @@ STAGES = ((0, "pretrain.yaml"), (3430, "pretrain-2.yaml"), (4021, "pretrain-3.ya
 """The step after which each stage of pre-training began, and its run file."""
 BASE_RUNS = ("seedling-2", "seedling-turns")
 CHAT_RUN = "seedling-chat"
-LANGUAGES = {"en": "English", "zh": "Chinese"}
 
 _HEAD = """\
 ---

@@ -12,8 +12,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from seedling import CHAT_SCORE
-from seedling.intents import LANGUAGES, right
+from seedling import CHAT_SCORE, LANGUAGES
+from seedling.intents import right
 from tunesmith.core.records import Chat, Message
 from tunesmith.core.run import ModelSpec
 from tunesmith.core.rundir import write_json
@@ -58,41 +58,36 @@ def show(model: str, rows: Sequence[Row]) -> None:
 def keep(model: str, rows: Sequence[Row]) -> None:
     """Write what the model card shows: the share of right answers by topic, and the first answer of each topic."""
     scored = score(model, rows)
+    samples: dict[tuple[str, str], list[str]] = {}
+    for one in scored:
+        if len(one.row["messages"]) == 2:  # a question with nothing before it
+            told = [one.row["messages"][-2]["content"], one.answer, "yes" if one.right else "no"]
+            samples.setdefault((one.row["topic"], one.row["language"]), told)
     topics = list(dict.fromkeys(one.row["topic"] for one in scored))
-    shares = [
-        [topic, *(_share([one.right for one in own if one.row["language"] == language]) for language in LANGUAGES)]
-        for topic in topics
-        for own in ([one for one in scored if one.row["topic"] == topic],)
-    ]
-    shares.append(["all", *(_share([o.right for o in scored if o.row["language"] == name]) for name in LANGUAGES)])
-    samples = [
-        [one.row["messages"][-2]["content"], one.answer, "yes" if one.right else "no"]
-        for topic in topics
-        for language in LANGUAGES
-        for one in _first(scored, topic, language)
-    ]
-    write_json(CHAT_SCORE, {"topics": shares, "samples": samples})
-
-
-def _first(scored: Sequence[Scored], topic: str, language: str) -> list[Scored]:
-    """The first question of a topic and language that has no turn before it."""
-    alone = (len(one.row["messages"]) == 2 for one in scored)
-    own = (one.row["topic"] == topic and one.row["language"] == language for one in scored)
-    return [one for one, single, mine in zip(scored, alone, own, strict=True) if single and mine][:1]
+    order = [(topic, language) for topic in topics for language in LANGUAGES if (topic, language) in samples]
+    shares = [*_shares(scored, "topic"), _line("all", scored)]
+    write_json(CHAT_SCORE, {"topics": shares, "samples": [samples[place] for place in order]})
 
 
 def table(scored: Sequence[Scored]) -> Iterator[str]:
     """The lines of the table: topics, then what is new in the questions, then all."""
-    yield f"{'':16}{'English':>16}{'Chinese':>16}"
-    for part in ("topic", "new"):
-        for name in dict.fromkeys(one.row[part] for one in scored):
-            yield _line(name, [one for one in scored if one.row[part] == name])
-    yield _line("all", scored)
+    for name, *cells in (
+        ["", *LANGUAGES.values()],
+        *_shares(scored, "topic"),
+        *_shares(scored, "new"),
+        _line("all", scored),
+    ):
+        yield f"{name:16}" + "".join(f"{cell:>16}" for cell in cells)
 
 
-def _line(name: str, scored: Sequence[Scored]) -> str:
-    cells = [_share([one.right for one in scored if one.row["language"] == language]) for language in LANGUAGES]
-    return f"{name:16}" + "".join(f"{cell:>16}" for cell in cells)
+def _shares(scored: Sequence[Scored], part: str) -> Iterator[list[str]]:
+    """For each value of a part of the rows: its name, and the share that is right in each language."""
+    for name in dict.fromkeys(one.row[part] for one in scored):
+        yield _line(name, [one for one in scored if one.row[part] == name])
+
+
+def _line(name: str, scored: Sequence[Scored]) -> list[str]:
+    return [name, *(_share([one.right for one in scored if one.row["language"] == code]) for code in LANGUAGES)]
 
 
 def _share(verdicts: Sequence[bool]) -> str:

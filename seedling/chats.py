@@ -21,9 +21,9 @@ from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from seedling import BUILD
+from seedling import BUILD, LANGUAGES
 from seedling.examples import write
-from seedling.intents import LANGUAGES, Exchange, Intent, intents
+from seedling.intents import Exchange, Intent, intents
 from seedling.tables import SEED
 from seedling.wording import manners, normal, traditional
 

@@ -13,7 +13,6 @@ brought already is left out, so that nothing that is held out comes back under a
 
 from __future__ import annotations
 
-import hashlib
 import json
 import sys
 from collections.abc import Callable, Iterator
@@ -21,10 +20,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from seedling import CORPUS, HELD_OUT, PARTS, SOURCES, readers
+from seedling import CORPUS, HELD_OUT, PARTS, SOURCES, one_in, readers
 from tunesmith.core.rundir import write_atomic, write_json
 
-HELD_OUT_PERCENT = 1
+HELD_OUT_ONE_IN = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +96,7 @@ CATALOG = (
 
 def held_out(text: str) -> bool:
     """Whether a document is kept away from training; follows from its content alone."""
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8]) % 100 < HELD_OUT_PERCENT
+    return one_in(HELD_OUT_ONE_IN, text)
 
 
 def build(data: Path) -> list[dict[str, Any]]:

@@ -15,12 +15,11 @@ from typing import Any, TypeVar
 
 import yaml
 
-from seedling import ROOT
+from seedling import LANGUAGES, ROOT
 from seedling.tables import Row, held_out, rows
 from seedling.wording import filled, lines, normal, varied
 
 FILES = ("self", "talk", "facts", "words", "numbers", "play", "unknown", "turns")
-LANGUAGES = ("en", "zh")
 COUNT = 32
 """Training exchanges of an intent in a language, where it does not say."""
 HELD = 2

@@ -24,11 +24,10 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from seedling import FLOORS, HELD_OUT, MEASURED, SAMPLES
+from seedling import FLOORS, HELD_OUT, LANGUAGES, MEASURED, SAMPLES
 from seedling.tokenizer import MAX_TOKENS, corpus_by_source
 from tunesmith.core.rundir import write_json
 
-LANGUAGES = {"en": "English", "zh": "Chinese"}
 PPMD_MEMORY = 1 << 30
 DICTIONARY = 64 << 20
 """Bytes that xz looks back; more than either language has."""
@@ -52,10 +51,15 @@ def held_out() -> list[dict[str, str]]:
         return [json.loads(line) for line in lines]
 
 
-def model_bits(folder: str, rows: list[dict[str, str]]) -> list[float]:
+def opened(folder: str) -> tuple[Any, Any]:
+    """A model and its tokenizer."""
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval(), AutoTokenizer.from_pretrained(
+        folder
+    )
+
+
+def model_bits(model: Any, tokenizer: Any, rows: list[dict[str, str]]) -> list[float]:
     """Bits that a model needs for each document, read from the mark that ends the one before."""
-    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-    tokenizer = AutoTokenizer.from_pretrained(folder)
     bits: list[float] = []
     with torch.inference_mode():
         for row in rows:
@@ -92,10 +96,10 @@ def floors() -> dict[str, dict[str, float]]:
     }
 
 
-def measure(folder: str) -> dict[str, dict[str, Any]]:
+def measure(model: Any, tokenizer: Any) -> dict[str, dict[str, Any]]:
     """Bits a byte of a model, by language and by source."""
     rows = held_out()
-    bits = model_bits(folder, rows)
+    bits = model_bits(model, tokenizer, rows)
     groups: dict[str, dict[str, list[tuple[dict[str, str], float]]]] = {"languages": {}, "sources": {}}
     for row, own in zip(rows, bits, strict=True):
         groups["languages"].setdefault(LANGUAGES[row["language"]], []).append((row, own))
@@ -103,10 +107,8 @@ def measure(folder: str) -> dict[str, dict[str, Any]]:
     return {kind: {name: _rate(told) for name, told in parts.items()} for kind, parts in groups.items()}
 
 
-def samples(folder: str, tokens: int = 60) -> list[dict[str, str]]:
+def samples(model: Any, tokenizer: Any, tokens: int = 60) -> list[dict[str, str]]:
     """The first continuation of each prompt at temperature 0.8 with a fixed seed; nothing is chosen."""
-    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-    tokenizer = AutoTokenizer.from_pretrained(folder)
     told: list[dict[str, str]] = []
     for prompt in PROMPTS:
         torch.manual_seed(0)
@@ -147,9 +149,10 @@ def main(arguments: list[str]) -> None:
         write_json(FLOORS, floors())
         return
     (folder,) = arguments
-    figures = measure(folder)
+    model, tokenizer = opened(folder)
+    figures = measure(model, tokenizer)
     write_json(MEASURED, figures)
-    write_json(SAMPLES, samples(folder))
+    write_json(SAMPLES, samples(model, tokenizer))
     for name, row in (figures["languages"] | figures["sources"]).items():
         print(f"{name:22}{row['model']:.3f} bits a byte, {row['bytes']:,} bytes")
 

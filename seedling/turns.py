@@ -9,14 +9,13 @@ Only documents that were trained on are taken, so nothing that is held out is se
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Iterator
 from itertools import islice
 
 from seedling import TURNS
+from seedling.examples import write
 from seedling.tokenizer import corpus_by_source
-from tunesmith.core.rundir import write_atomic
 
 Pair = tuple[str, str]
 
@@ -60,19 +59,19 @@ def chats() -> Iterator[list[Pair]]:
             yield from islice((pairs for text in documents for pairs in read(text) if pairs), most)
 
 
-def row(pairs: list[Pair]) -> str:
-    """A chat as a line of JSON."""
+def row(pairs: list[Pair]) -> dict[str, list[dict[str, str]]]:
+    """A chat as a row of messages."""
     messages = [
         {"role": role, "content": text.strip()}
         for pair in pairs
         for role, text in zip(("user", "assistant"), pair, strict=True)
     ]
-    return json.dumps({"messages": messages}, ensure_ascii=False) + "\n"
+    return {"messages": messages}
 
 
 def main() -> None:
     rows = [row(pairs) for pairs in chats()]
-    write_atomic(TURNS, "".join(rows).encode())
+    write(TURNS.parent, TURNS.stem, rows)
     print(f"{TURNS.name}: {len(rows):,} chats")
 
 
