@@ -2,11 +2,12 @@
 
 When something is asked of it for the first time (a number type, heads of some number and width, a cap, a window), a
 small forest of random states goes through it: its values and gradients must be those that segment by segment gives in
-float32. What does not pass is left to others, and `reasons` says why.
+float32. What does not pass is left to others; `reasons` says why, and a warning tells it once.
 """
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import replace
 from itertools import accumulate
 
@@ -41,7 +42,9 @@ class Proven:
         shapes = (query[0, :, :1].shape, value[0, :, :1].shape)
         asked = (product_type(query), *shapes, ask.softcap, window, above)
         if asked not in self.reasons:
-            self.reasons[asked] = self._fault(query, value, ask)
+            self.reasons[asked] = reason = self._fault(query, value, ask)
+            if reason:
+                warnings.warn(f"attention: {reason}, so slower code takes its place", stacklevel=2)
         return not self.reasons[asked]
 
     def __call__(self, query: Tensor, key: Tensor, value: Tensor, layout: Layout, ask: Ask) -> Tensor:
