@@ -14,6 +14,7 @@ from made_codecs import chat, codec
 from tunesmith.core.problem import Problem
 from tunesmith.core.records import Chat, Place, Preference, Text
 from tunesmith.core.rows import Piece, TokenRow
+from tunesmith.core.run import TrainSpec
 from tunesmith.data.encode import SPLIT, TRUNCATED, Rules, encode
 from tunesmith.data.report import Rejected
 from tunesmith.data.store import TABLES, StoreWriter, block_of, content_key, open_store
@@ -60,6 +61,18 @@ def test_long_rows_are_refused_dropped_or_cut_as_the_rules_say() -> None:
     assert "nothing to learn" in empty.message
     with pytest.raises(Problem, match="split"):
         Rules(Chat, 30, "split")
+
+
+def test_by_itself_plain_text_is_split_and_all_else_dropped() -> None:
+    own, text = codec(), Text("the " * 40)
+    for open_, named in (
+        (Rules(Text, 16, "auto"), Rules(Text, 16, "split")),
+        (Rules(Chat, 45, "auto"), Rules(Chat, 45, "drop")),
+    ):
+        assert open_ == named
+        assert open_.plain() == named.plain()
+    assert len(encode(text, own, Rules(Text, 16, "auto"))) > 1
+    assert TrainSpec().over_long == "auto"
 
 
 def test_a_cut_pair_keeps_both_answers_or_is_not_used() -> None:

@@ -131,8 +131,9 @@ class TrainSpec(Options):
     """Tokens computed at once; memory follows from it, results do not. Default: 2048 on a processor, else 4096."""
     max_tokens: Positive | None = None
     """The longest row, in tokens. Default: 1024, or the model's context where that is shorter."""
-    over_long: Literal["refuse", "drop", "truncate", "split"] = "drop"
-    """What happens to longer rows; each choice but `refuse` is counted and listed. `split` is for plain text."""
+    over_long: Literal["auto", "refuse", "drop", "truncate", "split"] = "auto"
+    """What happens to longer rows; each choice but `refuse` is counted and listed. `auto`: plain text is split, all else
+    dropped."""
     learn: Literal["answers", "last", "all"] = "answers"
     """Which turns of a chat are learned: every assistant turn, the last one, or all tokens."""
     order: Literal["shuffled", "given"] = "shuffled"

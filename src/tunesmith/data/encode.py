@@ -45,7 +45,8 @@ _EXCERPT = 120
 class Rules:
     """The choices of a run that decide which tokens a record becomes.
 
-    labels: those that are learned, in the order of their numbers; several: whether a text may have any number of them;
+    over_long: what happens to longer rows; `auto` becomes `split` for plain text and `drop` for all else; labels: those
+    that are learned, in the order of their numbers; several: whether a text may have any number of them;
     number: whether the label is itself a number to be learned; apart: whether the texts of a Related record are read
     one by one, not after the query; grades: which grades such a record must have (`framed.py`); room: tokens of
     `max_tokens` that a prompt leaves for its answer; asked: whether a chat's last question goes with its row as a
@@ -54,7 +55,7 @@ class Rules:
 
     kind: type[Record]
     max_tokens: int = 1024
-    over_long: Literal["refuse", "drop", "truncate", "split"] = "drop"
+    over_long: Literal["auto", "refuse", "drop", "truncate", "split"] = "drop"
     learn: Literal["answers", "last", "all"] = "answers"
     labels: tuple[str, ...] = ()
     several: bool = False
@@ -66,6 +67,8 @@ class Rules:
 
     def __post_init__(self) -> None:
         """Raises: Problem: `split` for anything but plain text."""
+        if self.over_long == "auto":
+            object.__setattr__(self, "over_long", "split" if self.kind is Text else "drop")
         if self.over_long == "split" and self.kind is not Text:
             raise Problem(
                 "train.over_long",
