@@ -71,7 +71,9 @@ def test_by_itself_plain_text_is_split_and_all_else_dropped() -> None:
     ):
         assert open_ == named
         assert open_.plain() == named.plain()
-    assert len(encode(text, own, Rules(Text, 16, "auto"))) > 1
+    windows = encode(text, own, Rules(Text, 16, "auto"))
+    assert isinstance(windows, list)
+    assert len(windows) > 1
     assert TrainSpec().over_long == "auto"
 
 

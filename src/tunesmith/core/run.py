@@ -132,8 +132,8 @@ class TrainSpec(Options):
     max_tokens: Positive | None = None
     """The longest row, in tokens. Default: 1024, or the model's context where that is shorter."""
     over_long: Literal["auto", "refuse", "drop", "truncate", "split"] = "auto"
-    """What happens to longer rows; each choice but `refuse` is counted and listed. `auto`: plain text is split, all else
-    dropped."""
+    """What happens to longer rows; each choice but `refuse` is counted and listed. `auto`: plain text is split, all
+    else dropped."""
     learn: Literal["answers", "last", "all"] = "answers"
     """Which turns of a chat are learned: every assistant turn, the last one, or all tokens."""
     order: Literal["shuffled", "given"] = "shuffled"
