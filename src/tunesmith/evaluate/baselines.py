@@ -41,22 +41,33 @@ def baselines(
     out = {MAJORITY: judge(np.full(len(truth), numbers[top]), truth, labels, seed)}
     if len(common) > 1:
         progress(LINEAR, 0, 1)
-        out[LINEAR] = judge(linear(training, texts, numbers, seed), truth, labels, seed)
+        out[LINEAR] = judge(Linear(training, numbers, seed).chosen(texts), truth, labels, seed)
         progress(LINEAR, 1, 1)
     return out
 
 
-def linear(
-    training: Sequence[tuple[str, str]], texts: Sequence[str], numbers: dict[str, int], seed: int = 0
-) -> NDArray[np.int64]:
-    """The labels [rows] that a linear model over n-grams gives texts."""
-    from sklearn.linear_model import SGDClassifier
-    from sklearn.pipeline import make_pipeline
+class Linear:
+    """Logistic regression over the n-grams of (text, label) pairs, which learns when it is made."""
 
-    classifier = SGDClassifier(loss="log_loss", alpha=1e-5, max_iter=50, random_state=seed, average=True)
-    model: Any = make_pipeline(*_features(), classifier)
-    model.fit([text[:LONGEST] for text, _ in training], [numbers[label] for _, label in training])
-    return np.asarray(model.predict([text[:LONGEST] for text in texts]), dtype=np.int64)
+    def __init__(self, training: Sequence[tuple[str, str]], numbers: dict[str, int], seed: int = 0) -> None:
+        from sklearn.linear_model import SGDClassifier
+        from sklearn.pipeline import make_pipeline
+
+        classifier = SGDClassifier(loss="log_loss", alpha=1e-5, max_iter=50, random_state=seed, average=True)
+        self._model: Any = make_pipeline(*_features(), classifier)
+        self._model.fit(_looked_at([text for text, _ in training]), [numbers[label] for _, label in training])
+
+    def chosen(self, texts: Sequence[str]) -> NDArray[np.int64]:
+        """The number of the label of each text [rows]."""
+        return np.asarray(self._model.predict(_looked_at(texts)), dtype=np.int64)
+
+    def probabilities(self, texts: Sequence[str]) -> NDArray[np.float64]:
+        """How likely each label is for each text [rows, labels seen while learning, in the order of their numbers]."""
+        return np.asarray(self._model.predict_proba(_looked_at(texts)), dtype=np.float64)
+
+
+def _looked_at(texts: Sequence[str]) -> list[str]:
+    return [text[:LONGEST] for text in texts]
 
 
 def _features() -> list[Any]:
