@@ -4,15 +4,16 @@
 
 One step of AdamW over all rows, all weights, float32, one thread. Fine-tuning learns the answers of instructions;
 pre-training learns every token of documents. The loss, the norm of the gradient and the number of learned tokens are
-compared first. transformers' way to pre-train lets documents run into each other, so that its loss is another one by a
-little, and a few more tokens are learned. LLaMA-Factory's blocks leave out what does not fill one, a third of these
-rows, so it is measured with documents apart; its loss is divided
-by the first token of each document too, which nothing predicts.
+compared first. Blocks, transformers' and LLaMA-Factory's way to pre-train, let documents run into each other, so that
+their loss is another one by a little, and a few more tokens are learned. LLaMA-Factory leaves out what does not fill a
+block, so its blocks are as long as takes up all tokens but one or two; its loss is divided by the first token of each
+document too, which nothing predicts.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from bench.agree import Within
 from bench.contestants import BATCH_1, KEPT, PACKED, hugging, llamafactory, ours, trl
@@ -22,6 +23,8 @@ from bench.training import ROUGH, Contest, Work, chosen, command, options, shape
 
 ROUGHLY: Within = {"loss": 1e-2, "learned": 1e-2}
 """For texts that run into each other, and for a loss that is divided by tokens that nothing predicts too."""
+BLOCK = 1024
+"""Tokens of the blocks that texts are cut into, at most."""
 ROWS_OF_TEXTS = 0.5
 """Documents are longer than instructions: half as many stand for as much work."""
 
@@ -44,13 +47,16 @@ def tuned(shape: Shape, rows: int) -> Contest:
 
 def pretrained(shape: Shape, rows: int) -> Contest:
     """Pre-training on documents."""
+    documents: dict[str, Any] = {"stage": "pt", "packing": False, "cutoff_len": 2048}
     sides = [
-        hugging("blocks of 1,024", batch=1, block=1024),
+        hugging("blocks of 1,024", batch=1, block=BLOCK),
+        hugging("batch 1", batch=1),
         trl("defaults", plain=False),
         trl("packing", **PACKED),
         trl("batch 1", **BATCH_1),
-        llamafactory("batch 8", stage="pt", packing=False, cutoff_len=2048),
-        llamafactory("batch 1", stage="pt", packing=False, cutoff_len=2048, **BATCH_1, **KEPT),
+        llamafactory("blocks", stage="pt", block=BLOCK, **BATCH_1, **KEPT),
+        llamafactory("batch 8", **documents),
+        llamafactory("batch 1", **documents, **BATCH_1, **KEPT),
     ]
     loose = {side.name: ROUGHLY for side in sides if "blocks" in side.name or side.environment == "llamafactory"}
     count = max(2, int(rows * ROWS_OF_TEXTS))

@@ -1,12 +1,12 @@
 """How cost grows: rows of the data side, tokens of a row, parameters of the model.
 
-    python benchmarks/scale.py [--works rows tokens parameters] [--large] [--repeats 2] [--dry]
+    python benchmarks/scale.py [--works rows tokens parameters] [--large] [--repeats 1] [--dry]
 
 rows        1,000 to 100,000 rows read, checked, tokenised, stored and packed (--large: 1,000,000)
 tokens      one LoRA step over 8,192 tokens in rows of 128 to 8,192 tokens, 4 layers
 parameters  one LoRA step over 1,024 tokens on models of 10 to 300 million parameters (--large: a billion)
 
-Printed with each is the exponent of the straight line through the logarithms: 1 is cost in proportion. Attention alone
+Told with each is the exponent of the straight line through the logarithms: 1 is cost in proportion. Attention alone
 grows with the square of a row's tokens; from the cost of a token, fitted as a + b x length, follows the length at which
 it takes a tenth and a half of a step.
 """
@@ -17,21 +17,21 @@ import argparse
 import math
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from bench import material, rows
 from bench.rounds import alternate
-from bench.shapes import Shape
+from bench.shapes import Shape, flops
 from bench.side import Side
 from bench.table import Column, Group, Told
 from bench.training import command, show
-from data import TOKENIZER, write_rows
+from data import REAL, TOKENIZER, write_rows
 
 TOKENS = 8192
 LENGTHS = (128, 512, 2048, 8192)
+DEEP = Shape("4 layers of 576", 576, 1536, 4, 9, 3, 8192)
 COUNTS = (1_000, 10_000, 100_000)
 SHAPES = (
     Shape("10 M", 256, 704, 10, 4, 2, 8192),
@@ -40,17 +40,17 @@ SHAPES = (
     Shape("300 M", 1024, 2816, 26, 16, 8, 8192),
 )
 BILLION = Shape("1,000 M", 2048, 5632, 21, 32, 8, 8192)
-COLUMNS = [
-    Column("size", "size", "规模", 0),
-    Column("cpu", "CPU s", "CPU 秒", 2),
-    Column("each", "µs each", "每个 微秒", 2),
-    Column("memory", "peak MB", "内存峰值 MB", 0),
-]
+LENGTH, BATCH = 256, 4
+"""Tokens of a row and rows of a step where models grow."""
+CPU = Column("cpu", "CPU s", "CPU 秒", 2)
+RATE = Column("rate", "GFLOP/s", "GFLOP/s", 0)
+MEMORY = Column("memory", "peak MB", "内存峰值 MB", 0)
+Size = TypeVar("Size")
 
 
-def exponent(pairs: Sequence[tuple[float, float]]) -> float:
-    """The slope of the straight line through the logarithms of (size, cost)."""
-    return line([(math.log(size), math.log(cost)) for size, cost in pairs])[1]
+def exponent(told: Iterable[Told]) -> float:
+    """The slope of the straight line through the logarithms of size and cost."""
+    return line([(math.log(side.median("size") or 0), math.log(side.median("cost") or 0)) for side in told])[1]
 
 
 def line(pairs: Sequence[tuple[float, float]]) -> tuple[float, float]:
@@ -61,63 +61,82 @@ def line(pairs: Sequence[tuple[float, float]]) -> tuple[float, float]:
     return height - slope * middle, slope
 
 
-@contextmanager
-def folder() -> Iterator[Path]:
-    with tempfile.TemporaryDirectory(prefix="bench-") as scratch:
-        yield Path(scratch)
-
-
-def over_rows(asked: argparse.Namespace) -> Group:
+def over_rows(asked: argparse.Namespace, place: Path) -> Group:
     """The data side over more and more rows."""
     counts = (*COUNTS, 1_000_000) if asked.large else COUNTS
-    with folder() as place:
-        for count in counts:
-            (place / str(count)).mkdir()
-            shutil.copytree(TOKENIZER, place / str(count) / "model", ignore=shutil.ignore_patterns("*.safetensors"))
-            write_rows(count, place / str(count))
-        sides = [
-            Side(f"{count:,} rows", "bench.preparing:ours", {"place": str(place / str(count)), "processes": 1})
-            for count in counts
-        ]
-        told = alternate(sides, asked.repeats)
-    facts = {"exponent": _sized(told, counts, counts)}
-    said = f"Instructions to packed tokens, one process; cost grows with rows to the power {facts['exponent']:.2f}."
-    said_zh = f"指令数据到打包好的 token，单进程；成本随行数的 {facts['exponent']:.2f} 次方增长。"
-    return Group("rows", said, said_zh, COLUMNS, told, facts=facts, command=command())
+    sides = [_prepared(place / str(count), count) for count in counts]
+    told = alternate(sides, asked.repeats)
+    for figures, count in _rounds(told, counts):
+        figures |= {"size": count, "cost": figures["cpu"], "each": figures["cpu"] / count * 1e6}
+    power = exponent(told)
+    held = (told[-1].median("memory") or 0) - (told[0].median("memory") or 0)
+    facts = {"exponent": power, "bytes_a_row": held * 1e6 / (counts[-1] - counts[0])}
+    kind, kind_zh = ("real ones, repeated", "真实数据，重复") if REAL.is_file() else ("made", "合成")
+    said = (
+        f"Rows of instructions ({kind}) read, checked, tokenised, stored and packed by one process: cost grows with "
+        f"rows to the power {power:.2f}, the peak of memory by {facts['bytes_a_row']:,.0f} bytes a row."
+    )
+    said_zh = (
+        f"指令数据（{kind_zh}）由单进程读取、检查、分词、存储、打包：成本随行数的 {power:.2f} 次方增长，"
+        f"内存峰值每行增加 {facts['bytes_a_row']:,.0f} 字节。"
+    )
+    each = Column("each", "CPU µs a row", "每行 CPU 微秒", 0)
+    return Group("rows", said, said_zh, [CPU, each, MEMORY], told, facts=facts, command=command(), across="size")
 
 
-def over_tokens(asked: argparse.Namespace) -> Group:
+def over_tokens(asked: argparse.Namespace, place: Path) -> Group:
     """A step over as many tokens in longer and longer rows."""
-    shape = Shape("4 layers of 576", 576, 1536, 4, 9, 3, 8192)
-    with folder() as place:
-        material.model(shape, place / "model")
-        sides = [_step(place, shape, f"{length:,} tokens a row", length, TOKENS // length) for length in LENGTHS]
-        told = alternate(sides, asked.repeats)
-    _sized(told, LENGTHS, [TOKENS] * len(LENGTHS))
-    each = [(float(length), side.median("each") or 0.0) for length, side in zip(LENGTHS, told, strict=True)]
-    base, slope = line(each)
-    facts = {"tenth": base / slope / 9, "half": base / slope} if slope > 0 else {}
-    where = f"attention takes a tenth of a step from {facts['tenth']:,.0f} tokens a row, half from {facts['half']:,.0f}"
-    where_zh = f"每行 {facts['tenth']:,.0f} 个 token 时注意力占一步的十分之一，{facts['half']:,.0f} 个时占一半"
-    said = f"LoRA, one step over {TOKENS:,} tokens, {shape.name}: {where}."
-    said_zh = f"LoRA，一步共 {TOKENS:,} 个 token，{shape.name}：{where_zh}。"
-    return Group("tokens of a row", said, said_zh, COLUMNS, told, facts=facts, command=command())
+    material.model(DEEP, place / "model")
+    sides = [_step(place, DEEP, f"{length:,} tokens a row", length, TOKENS // length) for length in LENGTHS]
+    told = alternate(sides, asked.repeats)
+    for figures, length in _rounds(told, LENGTHS):
+        figures |= {"size": length, "cost": figures["cpu"] * length / TOKENS, "each": figures["cpu"] / TOKENS * 1e6}
+        figures["rate"] = _flops(DEEP, length, TOKENS // length) / figures["cpu"] / 1e9
+    base, slope = line([(side.median("size") or 0, side.median("each") or 0) for side in told])
+    facts = {"exponent": exponent(told), "base": base, "slope": slope, "tenth": base / slope / 9, "half": base / slope}
+    said = (
+        f"LoRA, one step over {TOKENS:,} tokens, {DEEP.name}: the cost of a row grows with its tokens to the power "
+        f"{facts['exponent']:.2f}; attention takes a tenth of a step from {facts['tenth']:,.0f} tokens a row, half "
+        f"from {facts['half']:,.0f}."
+    )
+    said_zh = (
+        f"LoRA，一步共 {TOKENS:,} 个 token，4 层，宽 576：一行的成本随其 token 数的 {facts['exponent']:.2f} 次方增长；"
+        f"每行 {facts['tenth']:,.0f} 个 token 起注意力占一步的十分之一，{facts['half']:,.0f} 个起占一半。"
+    )
+    columns = [
+        CPU,
+        Column("each", "CPU µs a token", "每 token CPU 微秒", 0),
+        Column("cost", "CPU s a row", "每行 CPU 秒", 3),
+        RATE,
+        MEMORY,
+    ]
+    return Group("tokens of a row", said, said_zh, columns, told, facts=facts, command=command(), across="size")
 
 
-def over_parameters(asked: argparse.Namespace) -> Group:
+def over_parameters(asked: argparse.Namespace, place: Path) -> Group:
     """A step over the same rows on larger and larger models."""
     shapes = (*SHAPES, BILLION) if asked.large else SHAPES
-    with folder() as place:
-        sides: list[Side] = []
-        for shape in shapes:
-            material.model(shape, place / shape.name / "model")
-            sides.append(_step(place / shape.name, shape, f"{shape.name} parameters", 256, 4))
-        told = alternate(sides, asked.repeats)
-    sizes = [shape.parameters for shape in shapes]
-    facts = {"exponent": _sized(told, sizes, [1024] * len(sizes))}
-    said = f"LoRA, one step over 1,024 tokens; cost grows with parameters to the power {facts['exponent']:.2f}."
-    said_zh = f"LoRA，一步共 1,024 个 token；成本随参数量的 {facts['exponent']:.2f} 次方增长。"
-    return Group("parameters", said, said_zh, COLUMNS, told, facts=facts, command=command())
+    sides: list[Side] = []
+    for shape in shapes:
+        material.model(shape, place / shape.name / "model")
+        sides.append(_step(place / shape.name, shape, f"{shape.name} parameters", LENGTH, BATCH))
+    told = alternate(sides, asked.repeats)
+    for figures, shape in _rounds(told, shapes):
+        figures |= {"size": shape.parameters, "cost": figures["cpu"]}
+        figures["rate"] = _flops(shape, LENGTH, BATCH) / figures["cpu"] / 1e9
+    power, tokens = exponent(told), LENGTH * BATCH
+    said = f"LoRA, one step over {tokens:,} tokens: cost grows with parameters to the power {power:.2f}."
+    said_zh = f"LoRA，一步共 {tokens:,} 个 token：成本随参数量的 {power:.2f} 次方增长。"
+    columns, facts = [CPU, RATE, MEMORY], {"exponent": power}
+    return Group("parameters", said, said_zh, columns, told, facts=facts, command=command(), across="size")
+
+
+def _prepared(place: Path, count: int) -> Side:
+    """A side that makes so many rows ready to be learned."""
+    place.mkdir()
+    shutil.copytree(TOKENIZER, place / "model", ignore=shutil.ignore_patterns("*.safetensors"))
+    write_rows(count, place)
+    return Side(f"{count:,} rows", "bench.preparing:ours", {"place": str(place), "processes": 1})
 
 
 def _step(place: Path, shape: Shape, name: str, length: int, count: int) -> Side:
@@ -131,20 +150,21 @@ def _step(place: Path, shape: Shape, name: str, length: int, count: int) -> Side
     rows.write([rows.Example(prompt[:16], (*prompt[:15], rows.END))] * 2, own / "warm")
     if not (own / "model").exists():
         (own / "model").symlink_to(place / "model")
-    settings: dict[str, Any] = {"place": str(own), "learns": "lora", "train": {"max_tokens": 8192}}
+    settings: dict[str, Any] = {"place": str(own), "learns": "lora", "train": {"max_tokens": TOKENS}}
     return Side(name, "bench.ours:train", settings, variables={"TUNESMITH_CACHE": str(own / "cache")})
 
 
-def _sized(told: Sequence[Told], sizes: Sequence[int], items: Sequence[int]) -> float:
-    """Put the size and the cost of an item to all rounds; returns the exponent of cost over size."""
-    for side, size, count in zip(told, sizes, items, strict=True):
-        for figures in filter(None, side.rounds):
-            figures |= {"size": size, "each": figures["cpu"] / count * 1e6}
-    pairs = [(float(size), side.median("cpu")) for side, size in zip(told, sizes, strict=True)]
-    return exponent([(size, cost) for size, cost in pairs if cost])
+def _flops(shape: Shape, length: int, count: int) -> int:
+    """What a side's step needs at least."""
+    return flops(shape, [(length - length // 2, length // 2)] * count, "lora")
 
 
-WORKS: dict[str, Callable[[argparse.Namespace], Group]] = {
+def _rounds(told: Sequence[Told], sizes: Sequence[Size]) -> list[tuple[dict[str, Any], Size]]:
+    """The figures of every round with the size of their side."""
+    return [(figures, size) for side, size in zip(told, sizes, strict=True) for figures in side.rounds if figures]
+
+
+WORKS: dict[str, Callable[[argparse.Namespace, Path], Group]] = {
     "rows": over_rows,
     "tokens": over_tokens,
     "parameters": over_parameters,
@@ -156,11 +176,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--works", nargs="+", choices=list(WORKS), default=list(WORKS))
     parser.add_argument("--large", action="store_true", help="also a million rows, and a billion parameters")
-    parser.add_argument("--repeats", type=int, default=2)
+    parser.add_argument("--repeats", type=int, default=1)
     parser.add_argument("--dry", action="store_true", help="print the tables, and keep the figures that are kept")
     asked = parser.parse_args()
     for name in asked.works:
-        show("scale", WORKS[name](asked), asked)
+        with tempfile.TemporaryDirectory(prefix="bench-") as scratch:
+            group = WORKS[name](asked, Path(scratch))
+        show("scale", group, asked)
 
 
 if __name__ == "__main__":

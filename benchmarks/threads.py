@@ -5,6 +5,8 @@
 To be run on an idle machine: wall time is what is compared. `serial` is the share of the step that does not spread
 over threads, by Amdahl's law from the speed-up: with n threads and a share s the time is s + (1 - s) / n. `at most` is
 the work of all threads over that of the busiest one, which says on a busy machine too how evenly the step is spread.
+Threads that wait for work sleep here. `--spin` lets them spin for a moment before, as OpenMP does if it is not told
+otherwise: they wake sooner where nothing else runs, and hold each other up where something does; it counts as CPU time.
 """
 
 from __future__ import annotations
@@ -28,14 +30,15 @@ COLUMNS = [
 ]
 
 
-def measured(work: Work, threads: list[int], repeats: int) -> list[Told]:
+def measured(work: Work, threads: list[int], repeats: int, *, spin: bool) -> list[Told]:
     """The step with each number of threads in turn; the first number is what the others are compared with."""
     told = {count: Told(f"{count} {'thread' if count == 1 else 'threads'}", "ours") for count in threads}
     with tempfile.TemporaryDirectory(prefix="bench-") as scratch:
         place = Path(scratch)
         work.prepare(place)
         settings = {"place": scratch, "learns": work.learns}
-        variables = {"TUNESMITH_CACHE": f"{scratch}/cache", "OMP_WAIT_POLICY": "PASSIVE"}
+        waiting = {} if spin else {"OMP_WAIT_POLICY": "PASSIVE"}
+        variables = {"TUNESMITH_CACHE": f"{scratch}/cache", **waiting}
         side = Side("tunesmith", "bench.spread:train", settings, variables=variables)
         for turn in range(repeats):
             for count in threads if turn % 2 == 0 else reversed(threads):
@@ -61,10 +64,11 @@ def main() -> None:
     """Measure, print the table, keep the figures."""
     parser = options(__doc__ or "", rows=24)
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--spin", action="store_true", help="threads that wait spin before they sleep")
     asked = parser.parse_args()
     shape = shape_of(asked)
     work = Work(f"{shape.name}, threads", "LoRA, one step", "LoRA，一步", shape, "lora", "instructions", asked.rows)
-    told = measured(work, asked.threads, asked.repeats)
+    told = measured(work, asked.threads, asked.repeats, spin=asked.spin)
     tokens = sum(map(sum, work.lengths))
     said = f"LoRA, one step over {asked.rows} rows ({tokens:,} tokens), {shape.layers} layers of {shape.name}'s shape."
     said_zh = f"LoRA，一步，{asked.rows} 行（{tokens:,} 个 token），{shape.name} 形状的 {shape.layers} 层。"

@@ -37,7 +37,7 @@ def trl(name: str, *, plain: bool = True, **more: Any) -> Side:
     return Side(f"TRL, {name}", "peers.trl_sft:train", {"plain": plain, "more": more}, "peer", "trl")
 
 
-def llamafactory(name: str, kind: Kind = "peer", stage: str = "sft", **more: Any) -> Side:
-    """LLaMA-Factory's own workflow; more: what its YAML file would hold."""
-    settings = {"stage": stage, "more": more}
+def llamafactory(name: str, kind: Kind = "peer", stage: str = "sft", block: int | None = None, **more: Any) -> Side:
+    """LLaMA-Factory's own workflow; block: most tokens of blocks of texts; more: what its YAML file would hold."""
+    settings = {"stage": stage, "more": more} | ({"block": block} if block else {})
     return Side(f"LLaMA-Factory, {name}", "peers.llamafactory_train:train", settings, kind, "llamafactory")

@@ -16,13 +16,14 @@ import argparse
 import re
 from pathlib import Path
 
-from bench.plot import draw
+from bench import growth, plot
 from bench.table import FIGURES, ROOT, Group, Tongue, about, markdown, read
 
 PAGES: dict[Tongue, Path] = {"en": ROOT / "docs" / "benchmarks.md", "zh": ROOT / "docs" / "benchmarks.zh.md"}
 IMAGES = ROOT / "docs" / "images"
 BLOCK = re.compile(r"(<!-- bench: (\S+)(?: (\S+))? -->\n).*?(<!-- /bench -->)", re.DOTALL)
 PLOT: dict[Tongue, str] = {"en": "a bar for each program, a dot for each round", "zh": "每个程序一条，每轮一个点"}
+GROWTH: dict[Tongue, str] = {"en": "cost over size, beside cost in proportion", "zh": "成本随规模的变化，与正比线对照"}
 UNMEASURED: dict[Tongue, str] = {"en": "Not measured yet.", "zh": "尚未测量。"}
 
 
@@ -37,7 +38,8 @@ def block(name: str, only: str | None, tongue: Tongue, folder: Path = FIGURES) -
     before = ["", *(group.command for group in groups)]
     parts = [section(group, tongue, shown=group.command != last) for group, last in zip(groups, before, strict=False)]
     if groups and only is None:
-        parts.append(f"![{name}: {PLOT[tongue]}](images/{picture(name).name})")
+        shown = GROWTH if grows(groups) else PLOT
+        parts.append(f"![{name}: {shown[tongue]}](images/{picture(name).name})")
     return "\n".join(["", "\n\n".join(parts) or UNMEASURED[tongue], ""])
 
 
@@ -46,6 +48,11 @@ def section(group: Group, tongue: Tongue, *, shown: bool = True) -> str:
     said = group.en if tongue == "en" else group.zh
     command = f"\n\n```bash\n{group.command}\n```" if shown and group.command else ""
     return f"{said}{command}\n\n{markdown(group, tongue)}\n\n{about(group, tongue)}"
+
+
+def grows(groups: list[Group]) -> bool:
+    """Whether groups are of the same work in several sizes."""
+    return all(group.across for group in groups)
 
 
 def picture(name: str) -> Path:
@@ -72,7 +79,7 @@ def main() -> None:
         page.write_text(new, "utf-8")
     for name in [] if asked.check else asked.names or named(PAGES["en"].read_text("utf-8")):
         if groups := read(name):
-            draw(groups, picture(name))
+            (growth if grows(groups) else plot).draw(groups, picture(name))
 
 
 if __name__ == "__main__":

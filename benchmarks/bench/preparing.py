@@ -15,9 +15,7 @@ def ours(settings: dict[str, Any]) -> dict[str, Any]:
     from tunesmith.core.run import DataSpec
     from tunesmith.data.build import Part, build_store
     from tunesmith.data.encode import Rules
-    from tunesmith.data.pack import account, pack
     from tunesmith.data.sources import open_source
-    from tunesmith.data.stream import Pace, Stream
     from tunesmith.data.tokenizer import Codec
 
     place, budget = Path(settings["place"]), settings.get("budget", 1024)
@@ -28,17 +26,25 @@ def ours(settings: dict[str, Any]) -> dict[str, Any]:
         store, report = build_store(
             parts, codec, Rules(Chat, 1024, over_long="truncate"), Path.cwd() / "cache", processes=settings["processes"]
         )
-        stream = Stream(store.lengths, Pace(8192))
-        lengths = store.lengths.tolist()
-        steps = [stream.rows_of_step(step) for step in range(stream.steps_per_epoch)]
-        packs = [[step[at] for at in part] for step in steps for part in pack([lengths[row] for row in step], budget)]
+        fill = packed(store, budget)
     return {
         "rows": len(store),
         "tokens": int(store.lengths.sum()),
         "lost": report.sources[0].lost,
-        "fill": 100 * account(packs, lengths, budget).fill,
+        "fill": 100 * fill,
         **clock.figures,
     }
+
+
+def packed(store: Any, budget: int) -> float:
+    """Pack an epoch step by step, as a run does; the share of the micro-batches that is filled."""
+    from tunesmith.data.pack import Packing, pack
+    from tunesmith.data.stream import Pace, Stream
+
+    lengths, stream, packs = store.lengths, Stream(store.lengths, Pace(8192)), 0
+    for step in range(stream.steps_per_epoch):
+        packs += len(pack(lengths[stream.rows_of_step(step)].tolist(), budget))
+    return Packing(len(store), int(lengths.sum()), packs, budget).fill
 
 
 def template(settings: dict[str, Any]) -> dict[str, Any]:

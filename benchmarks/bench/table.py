@@ -75,7 +75,8 @@ class Group:
 
     en, zh: a sentence on the work, above the table; measure: the figure that decides which side is best; more: whether
     more of it is better; base: the side that ratios refer to, by default the best of the other programs; facts: what
-    the work amounts to and the machine's limits, as numbers by name.
+    the work amounts to and the machine's limits, as numbers by name; across: where sides are the same work in several
+    sizes, the figure that holds the size; the plot is then of `cost` over it.
     """
 
     name: str
@@ -88,6 +89,7 @@ class Group:
     base: str = ""
     facts: dict[str, Any] = field(default_factory=dict[str, Any])
     command: str = ""
+    across: str = ""
     day: str = field(default_factory=lambda: date.today().isoformat())
     machine: dict[str, Any] = field(default_factory=describe)
 
@@ -134,11 +136,13 @@ def write(name: str, groups: Sequence[Group], folder: Path = FIGURES) -> Path:
 
 
 HEAD: dict[Tongue, str] = {"en": "program", "zh": "程序"}
+SIZE: dict[Tongue, str] = {"en": "size", "zh": "规模"}
 
 
 def markdown(group: Group, tongue: Tongue = "en") -> str:
     """A group as a table: a row for each side, its medians and its ratios."""
-    heads = [HEAD[tongue], *(column.en if tongue == "en" else column.zh for column in group.columns)]
+    first = SIZE if group.across else HEAD
+    heads = [first[tongue], *(column.en if tongue == "en" else column.zh for column in group.columns)]
     lines = [f"| {' | '.join(heads)} |", "|" + " --- |" * len(heads)]
     for side in group.sides:
         cells = [side.fault] + [""] * (len(group.columns) - 1) if side.fault else _cells(group, side)

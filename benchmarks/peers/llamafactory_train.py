@@ -10,13 +10,14 @@ import types
 from pathlib import Path
 from typing import Any
 
-from peers.watch import LINEARS, Watch, step_of_all
+from peers.watch import LINEARS, Watch, rows_of, step_of_all
 
 
 def train(settings: dict[str, Any]) -> dict[str, Any]:
     """One step over few rows to warm up, then one over all.
 
-    settings: `place`, `learns`; `stage`: `sft` or `pt`; `more`: other arguments, as in its YAML files.
+    settings: `place`, `learns`; `stage`: `sft` or `pt`; `block`: most tokens of the blocks that texts are cut into;
+    `more`: other arguments, as in its YAML files.
     """
     without_audio()
     _once(settings, "warm")
@@ -52,8 +53,15 @@ def arguments(settings: dict[str, Any], name: str) -> dict[str, Any]:
         "output_dir": str(Path.cwd() / f"out-{name}"),
         "preprocessing_num_workers": 1,
         **step_of_all(settings, name),
+        **(blocks(settings, name) if "block" in settings else {}),
         **settings.get("more", {}),
     }
+
+
+def blocks(settings: dict[str, Any], name: str) -> dict[str, Any]:
+    """Packing into equal blocks that take up all tokens but a few: it leaves out what does not fill one."""
+    tokens = sum(len(row["input_ids"]) for row in rows_of(settings, name))
+    return {"packing": True, "cutoff_len": tokens // -(-tokens // settings["block"])}
 
 
 def without_audio() -> None:

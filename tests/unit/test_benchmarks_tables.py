@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
@@ -14,7 +15,8 @@ if not BENCHMARKS.is_dir():
     pytest.skip("the benchmarks do not come with a source archive", allow_module_level=True)
 sys.path.insert(0, str(BENCHMARKS))
 
-from bench import page, rounds, table  # noqa: E402
+import scale  # noqa: E402
+from bench import growth, page, rounds, table  # noqa: E402
 from bench.agree import disagreements  # noqa: E402
 from bench.environments import Step, steps_of, torch_pin  # noqa: E402
 from bench.side import Outcome, Side, run  # noqa: E402
@@ -102,6 +104,38 @@ def test_a_page_is_filled_where_it_asks_and_nowhere_else(tmp_path: Path) -> None
     assert page.filled(new, "en", tmp_path) == new
     whole = page.filled("<!-- bench: some -->\n<!-- /bench -->\n", "zh", tmp_path)
     assert "images/bench-some.png" in whole and whole.count("某项工作。") == 2
+
+
+def grown() -> Group:
+    """A cost of 3 x size^1.5 over sizes of 1, 10, 100 and 1,000."""
+    sides = [Told(f"{10**n:,}", "ours", [{"size": 10**n, "cost": 3 * 10 ** (1.5 * n), "cpu": 1.0}]) for n in range(4)]
+    return group(sides=sides, columns=COLUMNS[:1], across="size", facts={"exponent": scale.exponent(sides)})
+
+
+def test_the_exponent_of_growth_and_the_line_of_least_squares() -> None:
+    assert grown().facts["exponent"] == pytest.approx(1.5)
+    points = [(1.0, 2.0), (2.0, 4.5), (3.0, 5.0), (10.0, 21.0)]
+    slope, base = np.polyfit(*zip(*points, strict=True), 1)
+    assert scale.line(points) == pytest.approx((base, slope))
+
+
+def test_growth_is_a_curve_over_size(tmp_path: Path) -> None:
+    axis = pytest.importorskip("matplotlib.figure").Figure().add_subplot()
+    growth.panel(axis, grown())
+    line, curve, dots = axis.lines
+    assert [*curve.get_xdata()] == [1, 10, 100, 1000] and [*dots.get_ydata()] == [*curve.get_ydata()]
+    # in proportion, through the third of four sizes: 3,000 at 100
+    assert [*line.get_ydata()] == pytest.approx([30, 300, 3000, 30000])
+    assert axis.get_xscale() == axis.get_yscale() == "log"
+    growth.draw([grown(), grown()], tmp_path / "some.png")
+    assert (tmp_path / "some.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_a_page_says_size_where_sides_are_sizes(tmp_path: Path) -> None:
+    table.write("some", [grown()], tmp_path)
+    assert table.read("some", tmp_path)[0].across == "size"
+    text = page.filled("<!-- bench: some -->\n<!-- /bench -->\n", "en", tmp_path)
+    assert "| size | CPU s |" in text and "![some: cost over size" in text
 
 
 def test_pages_are_what_the_figures_say() -> None:

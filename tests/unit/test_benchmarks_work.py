@@ -17,6 +17,7 @@ sys.path.insert(0, str(BENCHMARKS))
 
 from bench import material, rows, updates  # noqa: E402
 from bench.shapes import SHAPES, Learns, Shape, flops  # noqa: E402
+from peers import llamafactory_train  # noqa: E402
 from peers.watch import learned  # noqa: E402
 
 SMALL = Shape("small", hidden=8, inner=12, layers=2, heads=2, kv_heads=1, vocab=40, head_width=4)
@@ -108,6 +109,16 @@ def test_labels_that_nothing_stands_before_are_not_learned() -> None:
     assert learned({"input_ids": [5, 4, 6, 7], "labels": [5, -100, 6, 7]}) == 2
     assert learned({"input_ids": [5, 6, 7, 8], "seq_lengths": [1, 3]}) == 2
     assert learned({"input_ids": [5, 6, 7, 8], "labels": [-100, 6, -100, 8], "seq_lengths": [2, 2]}) == 2
+
+
+def test_equal_blocks_take_up_all_texts(tmp_path: Path) -> None:
+    made = rows.texts(4, 512)
+    rows.write(made, tmp_path / "rows")
+    rows.write(made[:1], tmp_path / "warm")
+    settings = {"place": str(tmp_path), "block": 1024}
+    # 512 + 203 + 871 + 340 = 1926 tokens: two blocks of 963; one text of 512 is one block
+    assert llamafactory_train.blocks(settings, "rows") == {"packing": True, "cutoff_len": 963}
+    assert llamafactory_train.blocks(settings, "warm") == {"packing": True, "cutoff_len": 512}
 
 
 def test_updates_have_prompts_with_their_answers() -> None:
