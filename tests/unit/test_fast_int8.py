@@ -12,10 +12,13 @@ from made_methods import method_of
 from torch import Tensor, nn
 
 from tunesmith.core.run import ModelSpec
+from tunesmith.models import whole_head
 from tunesmith.models.fast import described, int8, quicken
+from tunesmith.models.likelihood import Head
 from tunesmith.models.load import load
 from tunesmith.models.policy import Policy
-from tunesmith.models.whole import BLOCK, Whole, lacking
+from tunesmith.models.whole import BLOCK, Added, Whole, lacking, rounded
+from tunesmith.models.whole_head import WholeHead
 from tunesmith.objectives import next_token_loss
 
 CPU = torch.device("cpu")
@@ -46,6 +49,93 @@ def test_extremes_are_exact() -> None:
     x[0], x[1] = 127 * 256, -127 * 256
     found = Whole(torch.full((16, 64), 127, dtype=torch.int8), torch.ones(16))(x, 2)
     assert torch.equal(found, x[:, :16] * 64 * 127)
+
+
+def test_rows_are_read_once_for_several_products() -> None:
+    """A product with another added, and added to what is there, is that of the parts."""
+    draw = torch.Generator().manual_seed(4)
+    x, by, left, right, there = (
+        torch.randn(*shape, generator=draw) for shape in ((BLOCK, 40), (40,), (BLOCK, 2), (2, 48), (BLOCK, 48))
+    )
+    matrix = Whole(codes(48, 40), torch.rand(48, generator=draw))
+    expected = matrix(x * by, 1) + 3 * left @ right
+    found = matrix.of(rounded(x, by), Added(left, right, 3.0))
+    assert torch.allclose(found, expected, rtol=1e-5, atol=1e-3)
+    into = matrix.of(rounded(x, by), Added(left, right, 3.0), there.clone())
+    assert torch.allclose(into, expected + there, rtol=1e-5, atol=1e-3)
+
+
+class TestHead:
+    """The last layer in whole numbers."""
+
+    COUNT, WIDTH, ROWS = 700, 40, 300
+
+    def exact(self, weight: Tensor, hidden: Tensor, tokens: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+        """log p and its slopes by autograd, in float64."""
+        leaf = hidden.double().requires_grad_()
+        values = (scale * leaf @ weight.double().T).log_softmax(-1).gather(1, tokens[:, None])[:, 0]
+        (slopes,) = torch.autograd.grad(values.sum(), leaf)
+        return values.detach(), slopes
+
+    def drawn(self, size: float) -> tuple[Tensor, Tensor, Tensor]:
+        draw = torch.Generator().manual_seed(5)
+        weight = torch.randn(self.COUNT, self.WIDTH, generator=draw) * torch.rand(self.COUNT, 1, generator=draw)
+        hidden = torch.randn(self.ROWS, self.WIDTH, generator=draw) * size
+        return weight, hidden, torch.randint(0, self.COUNT, (self.ROWS,), generator=draw)
+
+    @pytest.mark.parametrize("scale", [1.0, 0.5])
+    @pytest.mark.parametrize(("size", "off"), [(0.01, 0.002), (0.3, 0.02), (2.0, 0.04)])
+    def test_values_and_slopes(self, size: float, off: float, scale: float, monkeypatch: pytest.MonkeyPatch) -> None:
+        """From even shares to sure ones, in several chunks of rows, and of tokens where sums would grow too large."""
+        weight, hidden, tokens = self.drawn(size)
+        values, slopes = self.exact(weight, hidden, tokens, scale)
+        for summed in (whole_head.SUMMED, 128):
+            monkeypatch.setattr(whole_head, "SUMMED", summed)
+            monkeypatch.setattr(whole_head, "LEAST", 100)
+            monkeypatch.setattr(whole_head, "LOGITS", 0)
+            found, found_slopes = WholeHead(weight).slopes(hidden, tokens, scale)
+            assert float((found - values).abs().max()) < 0.01 + 0.03 * float(values.abs().mean())
+            assert float(found.mean()) == pytest.approx(float(values.mean()), rel=2e-3)
+            assert float((found_slopes - slopes).norm() / slopes.norm()) < off
+
+    def test_small_shares_are_not_lost(self) -> None:
+        """One token takes half, thousands the rest: each is less than a level, and together they count."""
+        count = 4000
+        weight = torch.zeros(count, 8)
+        weight[2:, 0], weight[0, 1], weight[1, 2] = 0.1, 1.0, 1.0
+        hidden = torch.zeros(64, 8)
+        hidden[:, 1] = float(torch.tensor(count - 2.0).log())
+        tokens = torch.ones(64, dtype=torch.int64)
+        _, slopes = WholeHead(weight).slopes(hidden, tokens)
+        _, expected = self.exact(weight, hidden, tokens, 1.0)
+        assert float(expected[0, 0]) == pytest.approx(-0.05, rel=0.01)
+        assert float(slopes.mean(dim=0)[0]) == pytest.approx(float(expected[0, 0]), rel=0.02)
+
+    def test_only_what_is_learned_from_is_rounded(self, tmp_path: Path) -> None:
+        """Without gradients, and as single likelihoods, values are those of the plain layer."""
+        model, trained = held(tmp_path)
+        hidden, tokens, weights = torch.randn(50, 32), torch.randint(0, 200, (50,)), torch.rand(50)
+
+        def totals() -> tuple[float, float]:
+            head, leaf = Head.of(model), hidden.clone().requires_grad_()
+            with torch.no_grad():
+                still = head.total(hidden, tokens, weights).item()
+            assert (head.logprobs(leaf, tokens) * weights).sum().item() == pytest.approx(still, rel=1e-6)
+            return still, head.total(leaf, tokens, weights).item()
+
+        quicken(trained, "off", CPU)
+        plain, learning = totals()
+        assert learning == pytest.approx(plain, rel=1e-6)
+        layers = 7 * model.config.num_hidden_layers
+        assert quicken(trained, "auto", CPU)["int8"] == layers + 1
+        still, rounded_off = totals()
+        assert still == pytest.approx(plain, rel=1e-6)
+        assert 1e-8 < abs(rounded_off / plain - 1) < 1e-3
+
+    def test_a_head_that_learns_stays_plain(self, tmp_path: Path) -> None:
+        model, trained = held(tmp_path)
+        model.get_output_embeddings().weight.requires_grad_()
+        assert quicken(trained, "auto", CPU)["int8"] == 7 * model.config.num_hidden_layers
 
 
 def held(path: Path, family: str = "llama") -> tuple[Any, nn.Module]:

@@ -13,6 +13,9 @@ A chunk is recomputed in the backward pass, or, where the lever `head` is on the
     total      the weights w of the targets are known, so dh and dW are found on the way forward
     logprobs   frozen: dh for w = 1 on the way forward, since rows do not touch each other; learned: when w is known
 
+Over a base held in 8 bits, where the lever `int8` is on a layer that is frozen, `total` is computed in whole numbers
+(`whole_head`); `logprobs`, whose values themselves are wanted, and what is computed without gradients are not.
+
 All chunks use the same memory in turn: on a processor, taking new memory for each costs a quarter of the head's time.
 """
 
@@ -29,6 +32,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from tunesmith.models.device import product_type, untyped
+from tunesmith.models.whole_head import WholeHead
 
 CHUNK_NUMBERS = 1 << 25
 """Logits that may exist at once; 128 MiB in float32."""
@@ -37,6 +41,8 @@ GPU_CHUNK_NUMBERS = 1 << 27
 LEAST_CHUNK = 16
 BY_HAND = "gradients_by_hand"
 """The attribute of a layer whose gradients are written out."""
+IN_WHOLE = "head_in_whole_numbers"
+"""The attribute of a layer that holds its matrix in whole numbers, for gradients."""
 
 
 class Head:
@@ -88,6 +94,16 @@ class Head:
     def by_hand(self) -> bool:
         """Whether gradients are written out."""
         return vars(self.layer).get(BY_HAND, False) and type(self.layer) is nn.Linear
+
+    def in_whole(self, hidden: Tensor, needs: tuple[bool, ...]) -> WholeHead | None:
+        """The layer in whole numbers; None where it is not there, or more is asked of it than it computes.
+
+        needs: whether hidden states, weight and bias have a gradient.
+        """
+        more = self.cap is not None or self.bias is not None or self.smoothing or self.layer.bias is not None
+        if more or hidden.dtype != torch.float32 or needs[:3] != (True, False, False):
+            return None
+        return vars(self.layer).get(IN_WHOLE)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """[…, d] to [..., V] in float32."""
@@ -235,8 +251,13 @@ class _Total(Function):
     def forward(
         ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, tokens: Tensor, weights: Tensor, head: Head
     ) -> Tensor:
+        whole = head.in_whole(hidden, ctx.needs_input_grad)
         with untyped(hidden):
-            found = _Hand(head, hidden, weight, bias, tokens).slopes(weights, ctx.needs_input_grad[:3])
+            if whole is None:
+                found = _Hand(head, hidden, weight, bias, tokens).slopes(weights, ctx.needs_input_grad[:3])
+            else:
+                values, slopes = whole.slopes(hidden, tokens, head.scale)
+                found = _Slopes(values, slopes.mul_(weights[:, None]), None, None)
         ctx.save_for_backward(*found[1:])
         ctx.dtype = weight.dtype
         return (found.values * weights).sum()

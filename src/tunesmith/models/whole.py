@@ -6,14 +6,15 @@
 
 Two digits keep 16 bits of an activation, so the weights' rounding is all that differs from the plain product; one is
 half the work and loses what rows with outliers hold in their small numbers. The whole-number products are oneDNN's,
-with the matrix packed once; many rows are computed a block at a time, whose digits stay in the processor's cache.
+with the matrix packed once; what is done to digits and to products beside is done a block of rows at a time, which
+stays in the processor's cache.
 Whether they are exact on this machine is found by trying, since processors without VNNI add up in 16 bits.
 """
 
 from __future__ import annotations
 
 from functools import cache
-from typing import Literal, Self
+from typing import Literal, NamedTuple, Self
 
 import torch
 from torch import Tensor
@@ -23,7 +24,9 @@ DIGIT = 256
 LARGEST = {1: 127, 2: 127 * DIGIT}
 """What the largest number of a row becomes."""
 BLOCK = 512
-"""Rows whose digits are held at once."""
+"""Rows whose two digits are held at once."""
+CACHED = 1 << 17
+"""Numbers of a block that is worked on in the cache."""
 FEW = 32
 """Rows that are computed in few operations instead of few bytes."""
 MIDDLE = 128
@@ -41,6 +44,29 @@ class Value:
         return self
 
 
+class Rounded(NamedTuple):
+    """Rows in one digit: bytes [R, K] whose `MIDDLE` is zero, scales [R, 1]."""
+
+    digits: Tensor
+    scales: Tensor
+
+
+class Added(NamedTuple):
+    """A product of low rank that is added to another: scale * left right, left [R, r], right [r, N]."""
+
+    left: Tensor
+    right: Tensor
+    scale: float
+
+    def to(self, product: Tensor) -> Tensor:
+        """The other with this one added, in its place."""
+        return product.addmm_(self.left, self.right, alpha=self.scale)
+
+    def split(self, rows: int) -> list[Added]:
+        """The same for parts of the rows."""
+        return [self._replace(left=left) for left in self.left.split(rows)]
+
+
 class Whole(Value):
     """A matrix of whole numbers [N, K] from -127 to 127 with a scale for each of its rows."""
 
@@ -54,19 +80,32 @@ class Whole(Value):
         """[R, N] of rows [R, K] in float32."""
         if digits == 2 and len(rows) <= FEW:
             return self._few(rows.float())
+        if digits == 1:
+            return self.of(rounded(rows))
         out = rows.new_empty(len(rows), self.shape[0], dtype=torch.float32)
-        block = self._block if digits == 1 else self._block_of_two
         for part, place in zip(rows.float().split(BLOCK), out.split(BLOCK), strict=True):
-            block(part, place)
+            self._block_of_two(part, place)
+        return out
+
+    def of(self, rows: Rounded, added: Added | None = None, into: Tensor | None = None) -> Tensor:
+        """[R, N] of rows in one digit, with another product added, itself added to `into` where that is given."""
+        found = self.bytes(rows.digits)
+        out = found if into is None else into
+        size = fitting(self.shape[0])
+        parts = found.split(size)
+        rests = [None] * len(parts) if added is None else added.split(size)
+        for part, place, scale, rest in zip(parts, out.split(size), rows.scales.split(size), rests, strict=True):
+            if into is None:
+                part.mul_(scale)
+            else:
+                place.addcmul_(part, scale)
+            if rest is not None:
+                rest.to(place)
         return out
 
     def plain(self) -> Tensor:
         """The matrix [N, K] that this stands for: its products with unit vectors, which lose nothing."""
         return self(torch.eye(self.shape[1])).T.contiguous()
-
-    def _block(self, rows: Tensor, out: Tensor) -> None:
-        largest = _largest(rows)
-        torch.mul(self._product(torch.mul(rows, LARGEST[1] / largest).round_()), largest / LARGEST[1], out=out)
 
     def _block_of_two(self, rows: Tensor, out: Tensor) -> None:
         largest = _largest(rows)
@@ -83,22 +122,42 @@ class Whole(Value):
         count, width = rows.shape
         # a number lies in memory as its digits, the lowest first, on every machine that has these products
         digits = whole.view(torch.uint8).as_strided((2, count, width), (1, 4 * width, 4))
-        low, high = self._bytes(digits.contiguous().view(2 * count, width)).chunk(2)
+        low, high = self.bytes(digits.contiguous().view(2 * count, width)).chunk(2)
         return torch.add(low, high, alpha=DIGIT).mul_(scale)
 
     def _product(self, digits: Tensor) -> Tensor:
         """[R, N] of digits [R, K], whole numbers in [-128, 127], times the scales of the matrix."""
-        return self._bytes(digits.to(torch.int8).view(torch.uint8).bitwise_xor_(MIDDLE))
+        return self.bytes(digits.to(torch.int8).view(torch.uint8).bitwise_xor_(MIDDLE))
 
-    def _bytes(self, digits: Tensor) -> Tensor:
-        """The same of bytes whose `MIDDLE` is zero."""
+    def bytes(self, digits: Tensor, zero: int = MIDDLE) -> Tensor:
+        """The same of bytes, of which `zero` is zero."""
         return torch.ops.onednn.qlinear_pointwise(  # type: ignore[no-any-return]
-            digits, 1.0, MIDDLE, self._packed, self.scales, self._zeros, *_PLAINLY
+            digits, 1.0, zero, self._packed, self.scales, self._zeros, *_PLAINLY
         )
 
 
 _PLAINLY = (None, 1.0, 0, torch.float32, "none", [], "")
 """No bias, a product as float32, and nothing behind it."""
+
+
+def rounded(rows: Tensor, by: Tensor | None = None) -> Rounded:
+    """Rows [R, K] in one digit; by: numbers [K] that they are multiplied by before."""
+    digits = torch.empty(rows.shape, dtype=torch.int8)
+    scales = torch.empty(len(rows), 1)
+    size = fitting(rows.shape[1])
+    room = torch.empty(min(size, len(rows)), rows.shape[1])
+    for part, place, scale in zip(rows.float().split(size), digits.split(size), scales.split(size), strict=True):
+        own = room[: len(part)]
+        if by is not None:
+            part = torch.mul(part, by, out=own)
+        scale.copy_(_largest(part))
+        place.copy_(torch.mul(part, LARGEST[1] / scale, out=own).round_())
+    return Rounded(digits.view(torch.uint8).bitwise_xor_(MIDDLE), scales.div_(LARGEST[1]))
+
+
+def fitting(width: int) -> int:
+    """How many rows of some width fit the cache."""
+    return max(1, CACHED // width)
 
 
 def _largest(rows: Tensor) -> Tensor:

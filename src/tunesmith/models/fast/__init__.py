@@ -27,7 +27,7 @@ from torch import nn
 
 from tunesmith.core.problem import Problem
 from tunesmith.models.attention import KERNELS
-from tunesmith.models.likelihood import BY_HAND
+from tunesmith.models.likelihood import BY_HAND, IN_WHOLE
 
 LEVERS: Mapping[str, tuple[str, ...]] = {
     "head": ("cpu", "cuda", "mps"),
@@ -78,7 +78,7 @@ def release(model: nn.Module) -> None:
     for module in model.modules():
         if "quickened" in vars(module):
             del module.forward, vars(module)["quickened"]
-        for name in (KERNELS, BY_HAND, WHOLE, "_compiled_call_impl"):
+        for name in (KERNELS, BY_HAND, IN_WHOLE, WHOLE, "_compiled_call_impl"):
             vars(module).pop(name, None)
 
 

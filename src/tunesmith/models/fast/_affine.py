@@ -18,17 +18,22 @@ from torch import Tensor, nn
 
 from tunesmith.models.device import autocasts, product_type
 from tunesmith.models.fast import WHOLE
+from tunesmith.models.whole import Added, Rounded
 
 
 class Matrix(Protocol):
     """A frozen matrix W [out, in] that is no tensor."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        """x W', float32 [N, in] to [N, out]."""
+    def read(self, x: Tensor) -> Rounded | None:
+        """What products with x, float32 [N, in], begin with, the same for all such matrices; None for nothing."""
         ...
 
-    def backward(self, dy: Tensor) -> Tensor:
-        """dy W, float32 [N, out] to [N, in]."""
+    def forward(self, x: Tensor, added: Added | None = None, read: Rounded | None = None) -> Tensor:
+        """x W', float32 [N, in] to [N, out], with another product added; read: of x, where it is known."""
+        ...
+
+    def backward(self, dy: Tensor, added: Added | None = None, into: Tensor | None = None) -> Tensor:
+        """dy W, float32 [N, out] to [N, in], with another product added, itself added to `into`."""
         ...
 
 
@@ -52,33 +57,38 @@ class Affine(NamedTuple):
         """What it is not told of."""
         return self[4:]
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
-        """x [N, in] to y [N, out], and t [N, r] where there is a change."""
-        y = self._product(x)
+    def read(self, x: Tensor) -> Rounded | None:
+        """What layers over matrices that are no tensors make of x [N, in] first; None where there is nothing."""
+        return None if self.matrix is None else self.matrix.read(x)
+
+    def forward(self, x: Tensor, read: Rounded | None = None) -> tuple[Tensor, Tensor | None]:
+        """x [N, in] to y [N, out], and t [N, r] where there is a change; read: what another layer has read of x."""
         if self.down is None or self.up is None:
-            return y, None
+            return self._product(x, None, read), None
         t = x @ self.down.t()
-        return y.addmm_(t, self.up.t(), alpha=self.scale), t
+        return self._product(x, Added(t, self.up.t(), self.scale), read), t
 
     def backward(self, dy: Tensor, into: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         """dy [N, out] to dx [N, in], added to `into` where that is given, and v [N, r] where there is a change."""
-        dx = self._product_back(dy, into)
         if self.down is None or self.up is None:
-            return dx, None
+            return self._product_back(dy, None, into), None
         v = dy @ self.up
-        return dx.addmm_(v, self.down, alpha=self.scale), v
+        return self._product_back(dy, Added(v, self.down, self.scale), into), v
 
-    def _product(self, x: Tensor) -> Tensor:
-        if self.weight is None:
-            y = cast(Matrix, self.matrix).forward(x)
+    def _product(self, x: Tensor, added: Added | None, read: Rounded | None) -> Tensor:
+        if self.matrix is not None:
+            y = self.matrix.forward(x, added, read)
             return y if self.bias is None else y.add_(self.bias)
-        return x @ self.weight.t() if self.bias is None else torch.addmm(self.bias, x, self.weight.t())
+        weight = cast(Tensor, self.weight)
+        y = x @ weight.t() if self.bias is None else torch.addmm(self.bias, x, weight.t())
+        return y if added is None else added.to(y)
 
-    def _product_back(self, dy: Tensor, into: Tensor | None) -> Tensor:
-        if self.weight is None:
-            dx = cast(Matrix, self.matrix).backward(dy)
-            return dx if into is None else into.add_(dx)
-        return dy @ self.weight if into is None else into.addmm_(dy, self.weight)
+    def _product_back(self, dy: Tensor, added: Added | None, into: Tensor | None) -> Tensor:
+        if self.matrix is not None:
+            return self.matrix.backward(dy, added, into)
+        weight = cast(Tensor, self.weight)
+        dx = dy @ weight if into is None else into.addmm_(dy, weight)
+        return dx if added is None else added.to(dx)
 
     def learned(
         self, needs: tuple[bool, ...], x: Tensor, dy: Tensor, t: Tensor | None, v: Tensor | None

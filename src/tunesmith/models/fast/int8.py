@@ -4,7 +4,8 @@
     dx = dy W     dy r in digits: the scales r of W's rows go into the gradient, since it is summed over them
 
 Plain, such a base is written out in float32 at each product, which costs more than it saves; here its products take
-half of the plain ones' time. What learns beside it is computed in float32 as ever.
+half of the plain ones' time. What learns beside it is computed in float32 as ever. The last layer, which stays plain,
+is computed so too while a sum of likelihoods is learned from and it is frozen (`whole_head`).
 """
 
 from __future__ import annotations
@@ -13,9 +14,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from tunesmith.models.fast import WHOLE
-from tunesmith.models.whole import Digits, Value, Whole, lacking
+from tunesmith.models.likelihood import IN_WHOLE
+from tunesmith.models.whole import Added, Digits, Rounded, Value, Whole, lacking, rounded
+from tunesmith.models.whole_head import WholeHead
 
 FORWARD: Digits = 1
 BACKWARD: Digits = 1
@@ -30,13 +34,25 @@ class Both(Value):
         self._there = Whole(codes, self.scales)
         self._back = Whole(codes.t().contiguous(), torch.ones(codes.shape[1]))
 
-    def forward(self, x: Tensor) -> Tensor:
-        """x W', [N, in] to [N, out]."""
-        return self._there(x, FORWARD)
+    def read(self, x: Tensor) -> Rounded | None:
+        """x [N, in] in one digit, which several matrices can take; None where they take two."""
+        return rounded(x) if FORWARD == 1 else None
 
-    def backward(self, dy: Tensor) -> Tensor:
-        """dy W, [N, out] to [N, in]."""
-        return self._back(dy * self.scales, BACKWARD)
+    def forward(self, x: Tensor, added: Added | None = None, read: Rounded | None = None) -> Tensor:
+        """x W', [N, in] to [N, out], with another product added; read: x as `read` gives it, where that is known."""
+        read = read or self.read(x)
+        if read is not None:
+            return self._there.of(read, added)
+        y = self._there(x, FORWARD)
+        return y if added is None else added.to(y)
+
+    def backward(self, dy: Tensor, added: Added | None = None, into: Tensor | None = None) -> Tensor:
+        """dy W, [N, out] to [N, in], with another product added, itself added to `into` where that is given."""
+        if BACKWARD == 1:
+            return self._back.of(rounded(dy, self.scales), added, into)
+        dx = self._back(dy * self.scales, BACKWARD)
+        dx = dx if added is None else added.to(dx)
+        return dx if into is None else into.add_(dx)
 
 
 def pull(model: nn.Module) -> int:
@@ -47,7 +63,17 @@ def pull(model: nn.Module) -> int:
     for layer in layers:
         codes: Any = _codes(layer)
         vars(layer)[WHOLE] = Both(codes.qdata, codes.scale.flatten())
-    return len(layers)
+    return len(layers) + _take_head(model)
+
+
+def _take_head(model: nn.Module) -> int:
+    """Hold the last layer in whole numbers too, beside its weights, if it is a plain one that stays as it is."""
+    base = next((part for part in model.modules() if isinstance(part, PreTrainedModel)), None)
+    layer = None if base is None else base.get_output_embeddings()
+    if type(layer) is not nn.Linear or layer.weight.requires_grad or layer.weight.dtype != torch.float32:
+        return 0
+    vars(layer)[IN_WHOLE] = WholeHead(layer.weight)
+    return 1
 
 
 def _codes(layer: nn.Linear) -> Any:

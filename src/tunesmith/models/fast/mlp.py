@@ -97,11 +97,13 @@ class Gated(Function):
     def forward(ctx: Any, x: Tensor, gate: str, rests: list[tuple[Any, ...]], *tensors: Tensor | None) -> Tensor:
         first, second, last = _layers(tensors, rests)
         rows = x.reshape(-1, x.shape[-1])
-        (g, tg), (u, tu) = first.forward(rows), second.forward(rows)
+        read = first.read(rows)
+        (g, tg), (u, tu) = first.forward(rows, read), second.forward(rows, read)
+        del read
         y, th = last.forward(GATES[gate].value(g).mul_(u))
         ctx.gate, ctx.rests = gate, rests
-        read = any(ctx.needs_input_grad[3:11])
-        ctx.save_for_backward(rows if read else None, g, u, tg, tu, th, *tensors)
+        learns = any(ctx.needs_input_grad[3:11])
+        ctx.save_for_backward(rows if learns else None, g, u, tg, tu, th, *tensors)
         return y.view(*x.shape[:-1], -1)
 
     @staticmethod
