@@ -28,15 +28,16 @@ def draw(groups: Sequence[Group], file: Path) -> None:
 
 
 def panel(axis: Any, group: Group) -> None:
-    """Medians as a line, rounds as dots; the line of cost in proportion goes through the median in the middle."""
+    """Medians as a line, rounds as dots; the line of cost in proportion begins at the smallest size."""
     pairs = [(side.median(group.across), side.median("cost")) for side in group.sides]
     points = sorted((size, cost) for size, cost in pairs if size and cost)
     sizes, costs = [size for size, _ in points], [cost for _, cost in points]
-    size, cost = points[len(points) // 2]
+    size, cost = points[0]
     axis.plot(sizes, [cost * each / size for each in sizes], ":", color=IN_PROPORTION, label="in proportion")
     axis.plot(sizes, costs, "-", color=FOUND, label=f"to the power {group.facts['exponent']:.2f}")
     dots = [(told[group.across], told["cost"]) for side in group.sides for told in side.rounds if told]
     axis.plot(*zip(*dots, strict=True), "o", color=FOUND, markersize=4)
-    axis.set(xscale="log", yscale="log", xlabel=group.name, ylabel="CPU s")
+    unit = next((column.en for column in group.columns if column.figure == "cost"), "CPU s")
+    axis.set(xscale="log", yscale="log", xlabel=group.name, ylabel=unit)
     axis.legend(frameon=False, fontsize=8)
     axis.spines[["top", "right"]].set_visible(False)
