@@ -32,6 +32,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from tunesmith.models.device import product_type, untyped
+from tunesmith.models.whole import fitting
 from tunesmith.models.whole_head import WholeHead
 
 CHUNK_NUMBERS = 1 << 25
@@ -180,30 +181,33 @@ class _Hand:
         shape = min(len(tokens), head.chunk), head.entries
         precise = hidden.dtype in (torch.float32, torch.float64)
         self.logits = hidden.new_empty(shape) if precise else None
-        self.shares = hidden.new_empty(shape, dtype=hidden.dtype if precise else torch.float32)
+        self.kind = hidden.dtype if precise else torch.float32
+        cached = hidden.device.type == "cpu" and head.cap is None
+        self.room = hidden.new_empty(
+            (min(shape[0], fitting(shape[1])) if cached else shape[0], shape[1]), dtype=self.kind
+        )
 
     def values(self) -> Tensor:
         """[M] log p alone."""
-        found = [self.head.picked(self._known(*part)[1], part[1]) for part in self._parts()]
-        return torch.cat(found).float()
+        return torch.cat([self._shares(*part, wanted=False)[0] for part in self._parts()]).float()
 
     def slopes(self, weights: Tensor | None, needs: tuple[bool, bool, bool]) -> _Slopes:
         """With weights of the targets [M], None for 1 each; needs: whether hidden states, weight and bias have one."""
         values: list[Tensor] = []
         hidden = torch.empty_like(self.hidden) if needs[0] else None
-        weight = torch.zeros_like(self.weight, dtype=self.shares.dtype) if needs[1] else None
-        bias = self.shares.new_zeros(self.head.entries) if needs[2] else None
+        weight = torch.zeros_like(self.weight, dtype=self.kind) if needs[1] else None
+        bias = self.room.new_zeros(self.head.entries) if needs[2] else None
         start = 0
         for states, tokens in self._parts():
             rows = slice(start, start := start + len(tokens))
-            own = self.shares.new_ones(len(tokens)) if weights is None else weights[rows].to(self.shares.dtype)
-            logits, known = self._known(states, tokens)
-            values.append(self.head.picked(known, tokens))
-            aim, spread = self._bent(logits, known.exp_(), tokens)
+            own = self.room.new_ones(len(tokens)) if weights is None else weights[rows].to(self.kind)
+            found, logits, shares = self._shares(states, tokens)
+            values.append(found)
+            aim, spread = self._bent(logits, shares, tokens)
             aim, own = aim * own * self.head.scale, own * self.head.scale
             if hidden is not None:
-                found = self.weight[tokens].mul_(aim[:, None].to(states.dtype))
-                hidden[rows] = found.sub_((spread.to(states.dtype) @ self.weight).mul_(own[:, None].to(states.dtype)))
+                right = self.weight[tokens].mul_(aim[:, None].to(states.dtype))
+                hidden[rows] = right.sub_((spread.to(states.dtype) @ self.weight).mul_(own[:, None].to(states.dtype)))
             if weight is not None:
                 weight.addmm_(spread.t(), states.to(spread.dtype) * own[:, None], alpha=-1)
                 weight.index_add_(0, tokens, states.to(spread.dtype) * aim[:, None])
@@ -214,13 +218,27 @@ class _Hand:
     def _parts(self) -> Iterator[tuple[Tensor, Tensor]]:
         return iter(self.head.chunks(self.hidden, self.tokens))
 
-    def _known(self, states: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """[n, V] logits and log-probabilities."""
-        head, rows = self.head, len(tokens)
+    def _shares(self, states: Tensor, tokens: Tensor, *, wanted: bool = True) -> tuple[Tensor, Tensor, Tensor]:
+        """[n] log p, [n, V] logits and shares; without a cap, where nobody asks for logits, shares take their place.
+
+        On a processor a few rows at a time, which stay in its cache. wanted: whether shares are.
+        """
+        logits, values = self._logits(states), list[Tensor]()
+        size, shares = len(self.room), logits if self.head.cap is None else self.room[: len(tokens)]
+        for z, right, share in zip(logits.split(size), tokens.split(size), shares.split(size), strict=True):
+            known = torch.log_softmax(z, dim=-1, out=self.room[: len(z)])  # type: ignore[call-overload]
+            values.append(self.head.picked(known, right))
+            if wanted:
+                torch.exp(known, out=share)
+        return torch.cat(values), logits, shares
+
+    def _logits(self, states: Tensor) -> Tensor:
+        """[n, V]"""
+        head = self.head
         if self.logits is None:
             logits = (states @ self.weight.t()).float()
         else:
-            logits = torch.mm(states, self.weight.t(), out=self.logits[:rows])
+            logits = torch.mm(states, self.weight.t(), out=self.logits[: len(states)])
         if self.bias is not None:
             logits.add_(self.bias)
         if head.scale != 1.0:
@@ -229,7 +247,7 @@ class _Hand:
             logits.add_(head.bias.view(-1))
         if head.cap is not None:
             logits.div_(head.cap).tanh_().mul_(head.cap)
-        return logits, torch.log_softmax(logits, dim=-1, out=self.shares[:rows])  # type: ignore[call-overload]
+        return logits
 
     def _bent(self, logits: Tensor, shares: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """The slope of log p by the logits before their cap: `aim` [n] at the token, less `spread` [n, V]."""
