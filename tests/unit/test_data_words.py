@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
 
 from tunesmith import builtin
+from tunesmith.data import word_patterns
 from tunesmith.data import words as module
 from tunesmith.data.tokenizer import Codec
 from tunesmith.data.words import Words
@@ -87,8 +88,10 @@ def test_ids_and_cuts_are_the_tokenizers(name: str, text: str, share: float) -> 
     cut = round(share * len(text))
     found = words.locate(text, ())
     assert found is not None
-    assert found[0] == encoding.ids
-    assert words.locate(text, ()) == found, "remembered words give what they gave at first"
+    assert found[0].tolist() == encoding.ids
+    again = words.locate(text, ())
+    assert again is not None
+    assert again[0].tolist() == encoding.ids, "remembered words give what they gave at first"
     told = words.locate(text, (cut,))
     if told is not None:
         assert told[1] == [sum(stop <= cut for _, stop in encoding.offsets)]
@@ -124,7 +127,7 @@ def test_ids_of_any_text_are_the_tokenizers(name: str, text: str, share: float) 
     encoding = TOKENIZERS[name].encode(text, add_special_tokens=False)
     for _ in range(2):
         if (told := words.locate(text, ())) is not None:
-            assert told[0] == encoding.ids
+            assert told[0].tolist() == encoding.ids
         else:
             assert not unicodedata.is_normalized("NFC", text)
     cut = round(share * len(text))
@@ -140,18 +143,20 @@ def test_texts_that_are_normalised_go_to_the_tokenizer_unless_they_are_already()
     assert words.locate("a cafe\u0301 here", ()) is None
     told = words.locate("a caf\u00e9 here", ())
     assert told is not None
-    assert told[0] == tokenizer.encode("a caf\u00e9 here", add_special_tokens=False).ids
+    assert told[0].tolist() == tokenizer.encode("a caf\u00e9 here", add_special_tokens=False).ids
 
 
 def test_pieces_are_cut_out_where_words_end_and_remembered() -> None:
     words = words_of(TOKENIZERS["qwen"])
     assert words is not None
     text = "Ask.\nIt costs 5 €, says Zoë:  a bargain\n你好。 Yes"
-    found = words._words(text)  # pyright: ignore[reportPrivateUsage]
+    found = words._cut(text)  # pyright: ignore[reportPrivateUsage]
     assert "".join(found) == text
     assert [word for word in found if not word.isascii()] == [" €,", " Zoë:", "你好。"]
     words.locate(text, ())
-    assert " Zoë:" in words._known  # pyright: ignore[reportPrivateUsage]
+    assert {" €,", " Zoë:", "  a"} <= words._pieces.keys()  # pyright: ignore[reportPrivateUsage]
+    words.locate("It costs 5 €, says Zoë: a bargain", ())
+    assert {"€,", "Zoë:", "costs"} <= words._spaced.keys()  # pyright: ignore[reportPrivateUsage]
 
 
 def test_patterns_of_which_no_ends_are_known_are_left_to_the_tokenizer() -> None:
@@ -175,7 +180,7 @@ def test_other_tokenizers_have_no_words(tokenizer: Tokenizer) -> None:
 
 
 def test_a_pattern_that_cuts_otherwise_is_not_relied_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_GPT2", r" ?\p{L}+|\p{N}|\s+|[^\s\p{L}\p{N}]")
+    monkeypatch.setattr(word_patterns, "_GPT2", r" ?\p{L}+|\p{N}|\s+|[^\s\p{L}\p{N}]")
     assert words_of(TOKENIZERS["gpt2"]) is None
 
 
@@ -186,8 +191,9 @@ def test_memory_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     text = " ".join(f"w{letter}" for letter in "abcdefghijklmnopqrstuvwxyz" * 3) + "x" * 500
     found = words.locate(text, ())
     assert found is not None
-    assert found[0] == TOKENIZERS["gpt2"].encode(text, add_special_tokens=False).ids
-    assert len(words._known) <= 40  # pyright: ignore[reportPrivateUsage]
+    assert found[0].tolist() == TOKENIZERS["gpt2"].encode(text, add_special_tokens=False).ids
+    for known in (words._words, words._spaced, words._pieces):  # pyright: ignore[reportPrivateUsage]
+        assert 0 < len(known) <= 40
 
 
 def test_the_embedded_base_has_words() -> None:

@@ -59,7 +59,7 @@ def test_several_workers_build_what_one_process_builds(
 ) -> None:
     found = parts(DataSpec(path=str(file)))
     alone, first = build_store(found, codec(), RULES, tmp_path / "one", processes=1)
-    monkeypatch.setattr(module, "FEW", 10)
+    monkeypatch.setattr(module, "ALONE", 0)
     monkeypatch.setattr(module, "CHUNK", 7)
     told: list[int] = []
     together, second = build_store(found, codec(), RULES, tmp_path / "two", told.append, processes=2)
@@ -167,7 +167,7 @@ from tunesmith.data import build
 from tunesmith.data.encode import Rules
 from tunesmith.data.sources import open_source
 print("script runs", flush=True)
-build.FEW = 5
+build.ALONE = 0
 build.CHUNK = 5
 parts = [build.Part(source, 0) for source in open_source(DataSpec(path="rows.jsonl"))]
 print(len(build.build_store(parts, codec(), Rules(Chat), Path("cache"), processes=2)[0]), flush=True)

@@ -194,4 +194,4 @@ def test_the_twin_of_other_models_knows_no_special_tokens_either(kind: str) -> N
     expected = [words.index(letter) for letter in "a</s>"] if kind == "Unigram" else [0]
     assert own.encode_text("a</s>") == expected
     ids, _ = own.locate("b</s>", ())
-    assert ids == [4, 1]
+    assert ids.tolist() == [4, 1]

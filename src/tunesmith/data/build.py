@@ -17,6 +17,7 @@ import shutil
 import signal
 import sys
 import tempfile
+import time
 from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -45,8 +46,8 @@ from tunesmith.data.tokenizer import Codec
 
 CHUNK = 128
 """Records that travel to a worker together."""
-FEW = 2_000
-"""Up to so many records, starting workers costs more than it saves."""
+ALONE = 3.0
+"""For so many seconds of CPU time this process works alone; with less to do, workers cost more than they save."""
 REPORT, REJECTS = "report.json", "rejects.jsonl"
 
 Progress = Callable[[int], None]
@@ -235,13 +236,15 @@ class _Ledger:
 
 def _encoded(tasks: Iterator[_Task], codec: Codec, rules: Rules, processes: int) -> Generator[_Result, None, None]:
     """The results of all tasks, chunk by chunk, in order."""
-    head = list(islice(tasks, FEW + 1))
-    chunks = _chunks(chain(head, tasks))
-    if processes == 1 or len(head) <= FEW:
-        for chunk in chunks:
-            yield _encode_chunk(chunk, codec, rules)
-    else:
-        yield from _in_workers(chunks, codec, rules, processes)
+    chunks = _chunks(tasks)
+    begun = time.process_time()
+    for chunk in chunks:
+        yield _encode_chunk(chunk, codec, rules)
+        if processes > 1 and time.process_time() - begun > ALONE:
+            break
+    first = next(chunks, None)
+    if first is not None:
+        yield from _in_workers(chain([first], chunks), codec, rules, processes)
 
 
 def _in_workers(

@@ -97,17 +97,19 @@ def _no_way(record: Record, to: type[Record], spec: DataSpec) -> Problem:
 
 
 def _headed(record: Record, spec: DataSpec) -> Record:
+    if not spec.system:
+        return record
     if isinstance(record, (Chat, Prompt)):
-        return replace(record, messages=_with_system(record.messages, spec))
+        return replace(record, messages=_with_system(record.messages, spec.system))
     if isinstance(record, (Preference, Rated)):
-        return replace(record, prompt=_with_system(record.prompt, spec))
+        return replace(record, prompt=_with_system(record.prompt, spec.system))
     return record
 
 
-def _with_system(messages: tuple[Message, ...], spec: DataSpec) -> tuple[Message, ...]:
-    if not spec.system or (messages and messages[0].role == "system"):
+def _with_system(messages: tuple[Message, ...], system: str) -> tuple[Message, ...]:
+    if messages and messages[0].role == "system":
         return messages
-    return (Message("system", spec.system), *messages)
+    return (Message("system", system), *messages)
 
 
 def _asked(record: Labelled, spec: DataSpec) -> Message:

@@ -157,9 +157,11 @@ def _text(record: Text, codec: Codec, rules: Rules) -> TokenRow:
 
 def _chat(record: Chat, codec: Codec, rules: Rules) -> TokenRow:
     answers = _learned_answers(record.messages, rules)
-    last = max((number for number, message in enumerate(record.messages) if message.role == "assistant"), default=0)
     piece = _piece(codec, record.messages, record.tools, answers, rules.learn == "all")
-    return TokenRow(piece, note=_question(record, last) if rules.asked and last else "")
+    if not rules.asked:
+        return TokenRow(piece)
+    last = max((number for number, message in enumerate(record.messages) if message.role == "assistant"), default=0)
+    return TokenRow(piece, note=_question(record, last) if last else "")
 
 
 def _question(record: Chat, answer: int) -> str:
@@ -235,13 +237,13 @@ def _piece(
     """A chat as one piece; wanted: the weight of each message that is told apart; everything: that of the rest is 1."""
     text, found = spans(codec, messages, tools, [number for number in wanted if not everything or wanted[number] != 1])
     ids, cuts = codec.locate(text, [cut for span in found for cut in (span.start, span.stop)])
-    if not ids:
+    if not len(ids):
         raise NoMask("empty", "the chat template writes nothing for this chat")
     weights = np.full(len(ids), float(everything), np.float32)
     for span, start, stop in zip(found, cuts[::2], cuts[1::2], strict=True):
         weights[start:stop] = wanted[span.message]
     weights[0] = 0.0
-    return Piece(np.array(ids, np.int32), weights)
+    return Piece(ids, weights)
 
 
 def _fork(left: Piece, right: Piece) -> int:

@@ -15,7 +15,6 @@ the template writes after that is nobody's answer. The beginning is looked for i
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -83,14 +82,15 @@ class _Chat:
     def _headers(self) -> list[int]:
         """Where each answer begins, by the header before it; empty if headers and answers do not pair up."""
         header = self.codec.header
-        first_line = header[: header.find("\n") + 1]
-        for opening in dict.fromkeys((header, first_line)):
-            if not self.codec.has_special(opening):
-                continue
-            found = [match.start() for match in re.finditer(re.escape(opening), self.text)]
-            if len(found) == len(self.answers):
-                return [at + _common(self.text[at : at + len(header)], header) for at in found]
+        for opening in self.codec.openings:
+            if self.text.count(opening) == len(self.answers):
+                return [at + self._shared(at, header) for at in _places(self.text, opening)]
         return []
+
+    def _shared(self, at: int, header: str) -> int:
+        """How much of the header stands at a place."""
+        whole = self.text.startswith(header, at)
+        return len(header) if whole else _common(self.text[at : at + len(header)], header)
 
     def _start(self, number: int) -> int:
         if number not in self.starts:
@@ -143,6 +143,16 @@ class _Chat:
         if not (self.text.startswith(after) and after.startswith(before)):
             raise NoMask("message not found", f"message {number} cannot be told apart in what the chat template writes")
         return Span(number, len(before), len(after))
+
+
+def _places(text: str, part: str) -> list[int]:
+    """Where a part of a text begins, each after the end of the one before."""
+    found: list[int] = []
+    at = text.find(part)
+    while at >= 0:
+        found.append(at)
+        at = text.find(part, at + len(part))
+    return found
 
 
 def _common(left: str, right: str) -> int:

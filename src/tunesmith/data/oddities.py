@@ -6,9 +6,10 @@ import hashlib
 import json
 import re
 from array import array
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import fields
 from functools import cache
+from operator import attrgetter
 from typing import Any, cast
 
 from tunesmith.core.records import Message, Record
@@ -29,16 +30,20 @@ MOST_HASHES = 2**25
 """How many different rows are remembered when looking for duplicates: 512 MiB of hashes at most."""
 
 
-def record_texts(record: Record) -> Iterator[str]:
+def record_texts(record: Record) -> list[str]:
     """Every text of a record, tool calls and tools as JSON."""
+    found: list[str] = []
     for part in _parts(type(record)):
-        yield from _texts(getattr(record, part))
+        _gather(getattr(record, part), found)
+    return found
 
 
 def content_hash(record: Record) -> bytes:
     """A hash [16 bytes] of what a record says, wherever it stands."""
-    content = [(part, getattr(record, part)) for part in _parts(type(record))]
-    return hashlib.blake2b(repr((type(record).__name__, content)).encode("utf-8", "replace"), digest_size=16).digest()
+    texts: list[str] = []
+    content = [(part, _told(getattr(record, part), texts)) for part in _parts(type(record))]
+    said = f"{type(record).__name__} {content}{''.join(texts)}"
+    return hashlib.blake2b(said.encode("utf-8", "replace"), digest_size=16).digest()
 
 
 def refuse_unwritable(record: Record) -> None:
@@ -47,7 +52,11 @@ def refuse_unwritable(record: Record) -> None:
     Raises:
         RowFault: a NUL character or a lone surrogate.
     """
-    for text in record_texts(record):
+    texts = record_texts(record)
+    whole = "\n".join(texts)
+    if "\0" not in whole and is_sound(whole):
+        return
+    for text in texts:
         if "\0" in text:
             raise RowFault("nul-character", "holds a NUL character")
         if not is_sound(text):
@@ -109,19 +118,30 @@ def _parts(kind: type[Record]) -> tuple[str, ...]:
     return tuple(part.name for part in fields(kind) if part.name != "place")
 
 
-def _texts(value: Any) -> Iterator[str]:
+_BESIDE_CONTENT = attrgetter(*(part.name for part in fields(Message) if part.name != "content"))
+
+
+def _told(value: Any, texts: list[str]) -> Any:
+    """A part of a record; of turns the contents are put to the texts, and their lengths are told."""
+    parts = cast("tuple[Any, ...]", value if isinstance(value, tuple) else ())
+    if not parts or not isinstance(parts[0], Message):
+        return value
+    turns = cast("tuple[Message, ...]", parts)
+    texts += [turn.content for turn in turns]
+    return [(len(turn.content), _BESIDE_CONTENT(turn)) for turn in turns]
+
+
+def _gather(value: Any, found: list[str]) -> None:
+    """Put the texts of a value to those found."""
     if isinstance(value, str):
-        yield value
+        found.append(value)
     elif isinstance(value, Message):
-        yield value.content
-        if value.reasoning is not None:
-            yield value.reasoning
-        if value.name is not None:
-            yield value.name
+        found.append(value.content)
+        found += [text for text in (value.reasoning, value.name) if text is not None]
         if value.tool_calls:
-            yield from _texts(value.tool_calls)
-    elif isinstance(value, Mapping):
-        yield json.dumps(value, ensure_ascii=False, default=str).replace("\\u0000", "\0")
+            _gather(value.tool_calls, found)
     elif isinstance(value, tuple):
         for item in cast("tuple[Any, ...]", value):
-            yield from _texts(item)
+            _gather(item, found)
+    elif isinstance(value, Mapping):
+        found.append(json.dumps(value, ensure_ascii=False, default=str).replace("\\u0000", "\0"))

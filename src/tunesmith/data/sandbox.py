@@ -64,8 +64,12 @@ def compile_template(source: str, date: Date) -> Any:
     Raises:
         TemplateSyntaxError: the source is no template.
     """
-    environment = _Sandbox(date)
-    tree = environment.parse(source)
+    environment = Sandbox(date)
+    return compiled(environment, environment.parse(source))
+
+
+def compiled(environment: Sandbox, tree: nodes.Template) -> Any:
+    """A template from its tree, with the meter put in."""
     _add_meter(tree)
     code = environment.compile(tree)
     return environment.template_class.from_code(environment, code, environment.make_globals(None))
@@ -97,7 +101,7 @@ def _measured(value: Any) -> Any:
     return value
 
 
-class _Sandbox(ImmutableSandboxedEnvironment):
+class Sandbox(ImmutableSandboxedEnvironment):
     """Jinja's immutable sandbox with transformers' additions and a meter."""
 
     intercepted_binops = frozenset(("+", "*", "**", "%"))
@@ -121,7 +125,7 @@ class _Sandbox(ImmutableSandboxedEnvironment):
 
     def call(self, context: Context, obj: Any, *args: Any, **kwargs: Any) -> Any:  # type: ignore[override]
         meter: Meter = context[METER]
-        meter.pay(_CALL_PRICE)
+        meter.pay(CALL_PRICE)
         _check_numbers(args, kwargs)
         text = getattr(obj, "__self__", None)
         if isinstance(text, str) and len(text) > _LONG and getattr(obj, "__name__", "") == "replace":
@@ -167,7 +171,7 @@ _OPERATORS: dict[str, Callable[[Any, Any], Any]] = {
     "%": operator.mod,
 }
 _OF_DICTS = frozenset(dir(dict))
-_CALL_PRICE = 50
+CALL_PRICE = 50
 _LONG = 10_000
 
 
@@ -188,7 +192,7 @@ def _check_numbers(args: Iterable[Any], kwargs: Mapping[str, Any]) -> None:
 
 
 def _check_replace(text: str, args: tuple[Any, ...]) -> None:
-    if len(args) > 1 and isinstance(args[1], str) and len(text) * max(1, len(args[1])) > MAX_TEXT * _CALL_PRICE:
+    if len(args) > 1 and isinstance(args[1], str) and len(text) * max(1, len(args[1])) > MAX_TEXT * CALL_PRICE:
         raise Exceeded("replaces its way to a huge text")
 
 

@@ -40,6 +40,7 @@ Array = NDArray[Any]
 Numbers = NDArray[np.int64]
 
 TOKEN = np.dtype("<i4")
+WEIGHT = np.dtype("<f4")
 SPAN = np.dtype([("start", "<i4"), ("stop", "<i4"), ("weight", "<f4")])
 PIECE = np.dtype([("tokens", "<i8"), ("spans", "<i8")])
 VALUE = np.dtype("<f4")
@@ -90,27 +91,34 @@ def block_of(rows: Sequence[tuple[TokenRow, Place, int, int]]) -> Block:
     """Rows with their place, source and content key as flat tables."""
     files: dict[str, int] = {}
     pieces = [piece for row, *_ in rows for piece in (row.trunk, *row.branches)]
-    spans = [_spans(piece) for piece in pieces]
-    notes = [np.frombuffer(row.note.encode(), NOTE) for row, *_ in rows]
-    table = np.zeros(len(rows), ROW)
-    for at, (row, place, source, key) in enumerate(rows):
-        file = files.setdefault(place.file, len(files))
-        sizes = (len(row), row.learned, row.depth)
-        counts = (1 + len(row.branches), len(row.values), len(row.marks), len(notes[at]))
-        table[at] = (*counts, source, file, place.line, place.offset, key, *sizes)
+    notes = [row.note.encode() for row, *_ in rows]
+    sizes = np.fromiter(map(len, pieces), np.int64, len(pieces))
+    weights = _joined([piece.weights for piece in pieces], WEIGHT)
+    ends = np.zeros(len(pieces), PIECE)
+    ends["tokens"] = np.cumsum(sizes)
+    spans, ends["spans"] = _spans(weights, sizes)
+    table = np.array(
+        [
+            (
+                *(1 + len(row.branches), len(row.values), len(row.marks), len(note), source),
+                *(files.setdefault(place.file, len(files)), place.line, place.offset, key, 0, 0, row.depth),
+            )
+            for (row, place, source, key), note in zip(rows, notes, strict=True)
+        ],
+        ROW,
+    )
     for name in OF_ROWS:
         table[name] = np.cumsum(table[name])
-    ends = np.zeros(len(pieces), PIECE)
-    ends["tokens"] = np.cumsum([len(piece) for piece in pieces])
-    ends["spans"] = np.cumsum([len(part) for part in spans])
+    table["length"] = _of_rows(sizes, table["pieces"])
+    table["learned"] = _of_rows(_learned(weights, sizes, table["pieces"]), table["pieces"])
     tables = {
         "tokens.i32": _joined([piece.tokens for piece in pieces], TOKEN),
-        "spans.bin": _joined(spans, SPAN),
+        "spans.bin": spans,
         "pieces.bin": ends,
         "rows.bin": table,
         "values.f32": np.array([value for row, *_ in rows for value in row.values], VALUE),
         "marks.i32": np.array([mark for row, *_ in rows for mark in row.marks], MARK),
-        "notes.utf8": _joined(notes, NOTE),
+        "notes.utf8": np.frombuffer(b"".join(notes), NOTE),
     }
     return Block(tables, list(files))
 
@@ -120,8 +128,9 @@ def content_key(rows: Iterable[TokenRow]) -> int:
     state = hashlib.blake2b(digest_size=8)
     for row in rows:
         for piece in (row.trunk, *row.branches):
-            state.update(len(piece).to_bytes(8, "little") + piece.tokens.astype(TOKEN).tobytes())
-        state.update(np.array(row.values, VALUE).tobytes())
+            state.update(len(piece).to_bytes(8, "little") + piece.tokens.astype(TOKEN, copy=False).tobytes())
+        if row.values:
+            state.update(np.array(row.values, VALUE).tobytes())
         if row.marks or row.note:
             state.update(np.array([len(row.marks), *row.marks], MARK).tobytes() + row.note.encode())
     return int.from_bytes(state.digest(), "little")
@@ -323,16 +332,41 @@ def _hash(path: Path) -> str:
     return state.hexdigest()
 
 
-def _spans(piece: Piece) -> Array:
-    """The runs of equal, non-zero weight of a piece."""
-    edges = np.flatnonzero(np.diff(piece.weights)) + 1
-    starts = np.concatenate(([0], edges)) if len(piece) else edges
-    spans = np.zeros(len(starts), SPAN)
-    spans["start"] = starts
-    spans["stop"][:-1] = starts[1:]
-    spans["stop"][-1:] = len(piece)
-    spans["weight"] = piece.weights[starts]
-    return spans[spans["weight"] != 0]
+def _spans(weights: Array, sizes: Numbers) -> tuple[Array, Numbers]:
+    """The runs of equal, non-zero weight of pieces, one after the other, and where those of each stop."""
+    stops = np.cumsum(sizes)
+    edge = np.ones(len(weights), bool)
+    edge[1:] = np.diff(weights) != 0
+    edge[(stops - sizes)[sizes > 0]] = True
+    starts = np.flatnonzero(edge)
+    ends = np.append(starts[1:], len(weights))
+    learned = weights[starts] != 0
+    piece = np.searchsorted(stops, starts[learned], side="right")
+    spans = np.zeros(len(piece), SPAN)
+    spans["start"] = starts[learned] - (stops - sizes)[piece]
+    spans["stop"] = ends[learned] - (stops - sizes)[piece]
+    spans["weight"] = weights[starts[learned]]
+    return spans, np.searchsorted(piece, np.arange(len(sizes)), side="right")
+
+
+def _learned(weights: Array, sizes: Numbers, pieces: Numbers) -> Numbers:
+    """How many tokens of each piece are targets: all that have a weight, but for the first that has nothing before it.
+
+    pieces: where those of each row stop.
+    """
+    counted = weights != 0
+    starts, firsts = np.cumsum(sizes) - sizes, pieces - np.diff(pieces, prepend=0)
+    rootless = np.zeros(len(sizes), bool)
+    rootless[firsts] = True
+    rootless |= np.repeat(sizes[firsts] == 0, np.diff(pieces, prepend=0))
+    counted[starts[rootless & (sizes > 0)]] = False
+    return _of_rows(counted, np.cumsum(sizes))
+
+
+def _of_rows(counts: Array, stops: Numbers) -> Numbers:
+    """The sums of stretches of counts that stop there."""
+    sums = np.concatenate(([0], np.cumsum(counts)))
+    return np.diff(sums[stops], prepend=0)
 
 
 def _joined(parts: list[Array], dtype: np.dtype[Any]) -> Array:

@@ -1,6 +1,7 @@
 """The one renderer of chats: the tokenizer's own Jinja template, with the features of transformers, under limits.
 
     messages, tools ──▶ Template.render ──▶ Rendered(text, spans of {% generation %})
+                            └─ or, for chats of a known shape, the pieces that it writes around texts (`shapes.py`)
 
 A template is a program that comes with a model, so it runs in Jinja's immutable sandbox, and three layers bound what
 it can use up:
@@ -26,6 +27,7 @@ from tunesmith.core.problem import Problem
 from tunesmith.data import sandbox
 from tunesmith.data.limits import limited
 from tunesmith.data.sandbox import CLOSE, METER, OPEN, Exceeded, Meter, compile_template
+from tunesmith.data.shapes import Shapes, key_of
 
 CHATML = """\
 {%- if tools %}
@@ -95,6 +97,7 @@ class Template:
         if len(source) > MAX_SOURCE:
             raise Problem("chat template", f"has {len(source):,} characters; at most {MAX_SOURCE:,} are read")
         self._specials = dict(specials)
+        self._shapes = Shapes(source, self._specials, Date.fromisoformat(date))
         with _bounded():
             self._compiled = compile_template(source, Date.fromisoformat(date))
 
@@ -111,6 +114,9 @@ class Template:
             TemplateRefusal: the template refuses this chat, or cannot read it.
             Problem: the template leaves its sandbox or its limits.
         """
+        key = None if tools or more else key_of(messages, add_generation_prompt)
+        if key is not None and (text := self._shapes.text(key, messages)) is not None:
+            return _unmark(text)
         names: dict[str, Any] = {
             **self._specials,
             **more,
@@ -118,10 +124,12 @@ class Template:
             "tools": list(tools) or None,
             "documents": None,
             "add_generation_prompt": add_generation_prompt,
-            METER: Meter(),
         }
         with _bounded():
-            return _unmark(_write(self._compiled.generate(names)))
+            text = _write(self._compiled.generate({**names, METER: Meter()}))
+            if key is not None and self._shapes.due(key):
+                self._shapes.learn(key, messages, text, names)
+        return _unmark(text)
 
 
 def _write(blocks: Iterator[str]) -> str:

@@ -57,6 +57,7 @@ class Codec:
         self._marks = {text: chr(_FIRST_MARK + number) for number, text in enumerate(self.special_ids)}
         self._specials = _any_of(self._marks)
         self._answer_specials = _any_of(text for text in self._marks if text not in THINKING)
+        self._openings = "".join({text[:1] for text in self._marks})
         self._template = Template(parts.template, named, parts.date)
         tools = parts.tool_template
         self._tool_template = Template(tools, named, parts.date) if tools else self._template
@@ -122,6 +123,12 @@ class Codec:
         return after.removeprefix(before) if after.startswith(before) else ""
 
     @cached_property
+    def openings(self) -> tuple[str, ...]:
+        """What may be looked for where an answer begins: the header, or its first line, if it holds a special token."""
+        first_line = self.header[: self.header.find("\n") + 1]
+        return tuple(filter(self.has_special, dict.fromkeys((self.header, first_line))))
+
+    @cached_property
     def end_texts(self) -> tuple[str, ...]:
         """The special tokens that end an answer: those the template writes after one, and the end of text."""
         call = {"type": "function", "function": {"name": PROBE, "arguments": {PROBE: PROBE}}}
@@ -150,7 +157,7 @@ class Codec:
         """The ids of a text; special tokens spelled in it are plain text."""
         if self._specials.search(text) is None:
             found = self._words.locate(text, ()) if self._words is not None else None
-            return self._own.encode(text, add_special_tokens=False).ids if found is None else found[0]
+            return self._own.encode(text, add_special_tokens=False).ids if found is None else found[0].tolist()
         refuse_reserved(text)
         return self._twin.encode(text, add_special_tokens=False).ids
 
@@ -196,7 +203,7 @@ class Codec:
         """
         if self.encoder_decoder and not self.template:
             return self.encode_framed(self._as_text(messages, tools))
-        return self.locate(self.render(messages, tools, add_generation_prompt).text, ())[0]
+        return self.locate(self.render(messages, tools, add_generation_prompt).text, ())[0].tolist()
 
     def render(
         self,
@@ -229,7 +236,7 @@ class Codec:
         refuse_unread([message.plain() for message in messages], tools, "")
         return "\n".join(message.content for message in messages)
 
-    def locate(self, text: str, cuts: Sequence[int]) -> tuple[list[int], NDArray[np.int64]]:
+    def locate(self, text: str, cuts: Sequence[int]) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
         """The ids of a rendered text, and for each cut between characters the first token that reaches past it."""
         escaped = _ESCAPE in text
         if not escaped and self._words is not None and (found := self._words.locate(text, cuts)) is not None:
@@ -239,10 +246,11 @@ class Codec:
             text, cuts = self._for_twin(text, cuts)
             tokenizer = self._twin
         encoding = tokenizer.encode(text, add_special_tokens=False)
+        ids = np.array(encoding.ids, np.int32)
         if not cuts:
-            return encoding.ids, np.zeros(0, np.int64)
+            return ids, np.zeros(0, np.int64)
         ends = np.maximum.accumulate(np.fromiter((stop for _, stop in encoding.offsets), np.int64, len(encoding)))
-        return encoding.ids, np.searchsorted(ends, np.asarray(cuts, np.int64), side="right")
+        return ids, np.searchsorted(ends, np.asarray(cuts, np.int64), side="right")
 
     def has_special(self, text: str) -> bool:
         """Whether a text spells a special token."""
@@ -289,6 +297,8 @@ class Codec:
 
     def _escape(self, value: Any, answer: bool = False) -> Any:
         if isinstance(value, str):
+            if not any(character in value for character in self._openings):
+                return value
             specials = self._answer_specials if answer else self._specials
             return specials.sub(lambda found: _ESCAPE + self._marks[found.group()], value)
         if isinstance(value, Mapping):

@@ -1,18 +1,18 @@
 """Words that were met before: their ids without running the tokenizer again.
 
-    text ─▶ special tokens apart ─▶ words (the tokenizer's own pattern) ─▶ ids of each, remembered
+    text ─▶ special tokens apart ─▶ pieces ─▶ words (the tokenizer's own pattern) ─▶ ids of each, remembered
 
 A byte-level tokenizer cuts text into words by a pattern and gives each word its ids by itself, so the ids of a text are
 those of its words, one after the other, and a text is mostly words that stood in texts before. This holds for the
-tokenizers of GPT-2, Llama 3, Qwen and their kin. It is done for ASCII text, for which the pattern can be written
-without tables of letters; every other tokenizer is left to itself, and the tokenizer says what a word becomes.
+tokenizers of GPT-2, Llama 3, Qwen and their kin; every other tokenizer is left to itself, and the tokenizer says what a
+word becomes. For ASCII text the pattern can be written without tables of letters (`word_patterns.py`).
 
-    It costs 5 €, says Zoë: a bargain.  ─▶  It| costs| 5| €,| says| Zoë:| a| bargain|.
-                                                        ───       ─────
+    It costs 5 €, says Zoë: a bargain.  ─▶  It| costs| 5| €,| says| Zoë:| a| bargain.
 
-In other text what is not ASCII is cut out where the pattern, if it is one of those that are known, ends a word whatever
-stands around: before a space behind something that is none, and between a single line break and a letter or digit. Such
-a piece may be several words; the tokenizer says what it becomes, and it is remembered as a whole.
+Before that a text is cut into pieces where the pattern, if it is one of those that are known, ends a word whatever
+stands around: before a space behind something that is none, and between a single line break and a letter or digit.
+That is a split at spaces, much cheaper than the pattern, and pieces too are remembered. A piece that is not ASCII may
+be several words; the tokenizer says what it becomes.
 """
 
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
@@ -20,53 +20,33 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from bisect import bisect_right
-from collections.abc import Mapping, Sequence
-from itertools import accumulate, chain
-from typing import Any, cast
+from bisect import bisect_left
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import accumulate
+from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-MOST_WORDS = 1 << 17
-"""How many words are remembered."""
-LONGEST = 64
-"""Longer words are not remembered."""
+from tunesmith.data.word_patterns import BYTES, CUT, ENDS, pattern_of, source_of
 
-_GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
-_LLAMA3 = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
-    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-_DIGITS = _GPT2.replace(r"| ?\p{N}+", r"|\p{N}").replace(r"(?!\S)", r"(?![^\s\p{N}])")
-"""GPT-2's where digits are cut off first: no space is put to one, and a text ends before it."""
-_QWEN = _LLAMA3.replace("{1,3}", "")
-_EMBEDDED = _QWEN.replace("(?i:'s|'t|'re|'ve|'m|'ll|'d)", r"'(?:[sdmt]|ll|ve|re)\b")
-_CUT = {_GPT2, _DIGITS, _LLAMA3, _QWEN, _EMBEDDED}
-"""The patterns in which nothing reaches from what is no space to a space, or from a line break to a letter or digit,
-and what looks around sees the same at the end of a text: `\\b` behind a letter as before a space, and `\\s+(?!\\S)` a
-single line break as `\\s+` does."""
-_ENDS = re.compile(r"(?<=\S)(?= )|(?<=\S\n)(?=[^\W_])")
-"""Where these end a word, whatever stands around."""
-_CLASSES = {
-    r"\p{L}": "A-Za-z",
-    r"\p{N}": "0-9",
-    r"\p{Lu}": "A-Z",
-    r"\p{Ll}": "a-z",
-    r"\p{P}": "!-#%-*,-/:;?@\\[-\\]_{}",
-    r"\p{S}": "$+<->^`|~",
-}
-"""What classes of characters hold of ASCII."""
-_NONE = (r"\p{Lt}", r"\p{Lm}", r"\p{Lo}", r"\p{M}")
-"""Classes that hold nothing of ASCII."""
-_PIECE = re.compile(r"\\p\{\w+\}|\\.|\[\^?|\]|[^\\\[\]]", re.DOTALL)
-_BYTES = {byte: chr(256 + at) for at, byte in enumerate([*range(33), 127])}
-"""How a byte-level vocabulary spells the characters of ASCII that cannot be seen."""
+MOST_WORDS = 1 << 17
+"""How many words are remembered, and how many pieces."""
+LONGEST = 64
+"""Longer ones are not remembered."""
+
+_GAP = re.compile(r"\s ")
+"""A space before which a piece may not end."""
 _SAMPLE = (
     "It's they'LL we've I'M don't 'tis x's\n\nA1b22 333 4444 55555  two   three \t tab\r\n \n  end. (paren) [x]{y} "
     "<b>&amp;</b> http://a.b/c?d=e&f=1 a_b a-b ---- *** $3.50 50% #tag @me `code`  \n\n\n\tdef f(x): return x ** 2;\x0b"
     "\x1c!\x7f camelCase HTMLParser iPhone ABCdef 'a' \"q\" ...?! \\n |x| ~y~ 3rd 1st\r\r\n   "
 )
 """Text on which the pattern must give what the tokenizer gives, before it is relied on."""
+_ID = np.dtype(np.int32)
+
+Ids = NDArray[np.int32]
 
 
 class Words:
@@ -76,15 +56,18 @@ class Words:
         self, tokenizer: Tokenizer, pattern: re.Pattern[str], added: Mapping[str, int], cuts: bool = False
     ) -> None:
         """pattern: of its words; added: the tokens that it looks for before that, with their ids; cuts: whether it is
-        known where words end in text that is not ASCII.
+        known where words end in any text, so that there are pieces.
         """
         self._tokenizer = tokenizer
         self._cuts = cuts
         self._model: Any = tokenizer.model
         self._find = pattern.findall
-        self._known: dict[str, tuple[int, ...]] = {text: (number,) for text, number in added.items()}
+        self._added = {text: _raw([number]) for text, number in added.items()}
         named = "|".join(map(re.escape, sorted(added, key=len, reverse=True)))
         self._apart = re.compile(f"({named})") if added else None
+        self._words = _Remembered(self._of_word)
+        self._pieces = _Remembered(self._of_piece)
+        self._spaced = _Remembered(lambda text: self._of_piece(" " + text))
 
     @classmethod
     def of(cls, plain: Mapping[str, Any], tokenizer: Tokenizer) -> Words | None:
@@ -92,132 +75,154 @@ class Words:
 
         plain: the tokenizer's JSON.
         """
-        pattern = _pattern(plain)
+        pattern = pattern_of(plain)
         if pattern is None:
             return None
         added = {token["content"]: int(token["id"]) for token in plain["added_tokens"]}
-        cuts = _source(plain["pre_tokenizer"]) in _CUT and all(text.isascii() for text in added)
-        found = cls(tokenizer, pattern, added, cuts)
+        cuts = source_of(plain["pre_tokenizer"]) in CUT and all(text.isascii() for text in added)
         sample = _SAMPLE + "".join(f"a{text} {text}{text}b" for text in list(added)[:8] if text.isascii())
         right = tokenizer.encode(sample, add_special_tokens=False).ids
-        told = found.locate(sample, ())
-        return found if told is not None and told[0] == right else None
+        for known in {False, cuts}:
+            told = cls(tokenizer, pattern, added, known).locate(sample, ())
+            if told is None or told[0].tolist() != right:
+                return None
+        return cls(tokenizer, pattern, added, cuts)
 
-    def locate(self, text: str, cuts: Sequence[int]) -> tuple[list[int], list[int]] | None:
+    def locate(self, text: str, cuts: Sequence[int]) -> tuple[Ids, list[int]] | None:
         """The ids of a text, and for each cut between characters the first token that reaches past it.
 
         None: it is not known where words end, or a cut stands within one; the tokenizer must be asked.
         """
         if not (text.isascii() or (self._cuts and unicodedata.is_normalized("NFC", text))):
             return None
-        words = self._words(text)
-        ids = self._ids(words)
-        ends = list(accumulate(map(len, words)))
-        if ends[-1:] != [len(text)] and text:
-            return None
-        places: list[int] = []
-        for cut in cuts:
-            before = bisect_right(ends, cut)
-            if cut != (ends[before - 1] if before else 0):
-                return None
-            places.append(sum(map(len, ids[:before])))
-        return list(chain.from_iterable(ids)), places
-
-    def _words(self, text: str) -> list[str]:
-        """The words of a text in order, added tokens among them."""
-        find = self._find if text.isascii() else self._with_pieces
-        if self._apart is None:
-            return find(text)
-        parts = self._apart.split(text)
-        if len(parts) == 1:
-            return find(text)
-        words: list[str] = []
-        for at, part in enumerate(parts):
-            if at % 2:
-                words.append(part)
-            elif part:
-                words += find(part)
-        return words
-
-    def _with_pieces(self, text: str) -> list[str]:
-        """The words of what is ASCII in a text, and the pieces with what is not, in order."""
-        words: list[str] = []
-        done = at = 0
-        for piece in _ENDS.split(text):
-            if not piece.isascii():
-                words += self._find(text[done:at])
-                words.append(piece)
-                done = at + len(piece)
-            at += len(piece)
-        return words + self._find(text[done:])
-
-    def _ids(self, words: Sequence[str]) -> list[tuple[int, ...]]:
-        known = self._known
+        sections = [text] if self._apart is None else self._apart.split(text)
+        places: dict[int, int] = {}
+        parts: list[bytes] = []
+        at = size = 0
         try:
-            return [known[word] for word in words]
-        except KeyError:
-            return [known[word] if word in known else self._learn(word) for word in words]
+            for length, raw in self._encoded(sections, sorted({*cuts, len(text)})):
+                places[at] = size // _ID.itemsize
+                at += length
+                size += len(raw)
+                parts.append(raw)
+        except _NotWords:
+            return None
+        places[at] = size // _ID.itemsize
+        return np.frombuffer(b"".join(parts), _ID).copy(), [places[cut] for cut in cuts]
 
-    def _learn(self, word: str) -> tuple[int, ...]:
+    def _encoded(self, sections: Sequence[str], cuts: Sequence[int]) -> Iterator[tuple[int, bytes]]:
+        """Parts of a text in order, each with its length and ids; every cut is the start of one, or the end.
+
+        sections: the text, every other one an added token; cuts: sorted, the end of the text among them.
+        """
+        at = done = 0
+        for number, section in enumerate(sections):
+            stop = at + len(section)
+            while cuts[done] <= at < stop:
+                done += 1
+            if number % 2:
+                if cuts[done] < stop:
+                    raise _NotWords
+                yield len(section), self._added[section]
+            elif section and self._cuts and cuts[done] >= stop:
+                yield len(section), self._by_piece(section)
+            elif section:
+                within = cuts[done : bisect_left(cuts, stop)]
+                yield from self._section(section, [cut - at for cut in within])
+            at = stop
+
+    def _section(self, text: str, cuts: Sequence[int]) -> Iterator[tuple[int, bytes]]:
+        """As `_encoded`, of what stands between two added tokens: words around the cuts, pieces elsewhere."""
+        start, stop = (0, len(text)) if not self._cuts else _window(text, cuts)
+        if start:
+            yield start, self._by_piece(text[:start])
+        words = self._cut(text[start:stop])
+        ends = list(accumulate(map(len, words), initial=start))
+        if ends[-1] != stop:
+            raise _NotWords
+        at = 0
+        for cut in [*cuts, stop] if start < stop else ():
+            to = bisect_left(ends, cut)
+            if ends[to] != cut:
+                raise _NotWords
+            yield cut - ends[at], b"".join(map(self._words.__getitem__, words[at:to]))
+            at = to
+        if stop < len(text):
+            yield len(text) - stop, self._by_piece(text[stop:])
+
+    def _by_piece(self, text: str) -> bytes:
+        found: list[bytes] = []
+        gaps = "  " in text or "\n " in text or not text.replace("\n", "").isprintable()
+        for line in _lines(text) if "\n" in text else (text,):
+            if gaps and _GAP.search(line):
+                found += map(self._pieces.__getitem__, ENDS.split(line))
+            else:
+                first, *others = line.split(" ")
+                found.append(self._pieces[first])
+                found += map(self._spaced.__getitem__, others)
+        return b"".join(found)
+
+    def _cut(self, text: str) -> list[str]:
+        """The words of what is ASCII in a text, and the pieces with what is not, in order."""
+        if text.isascii():
+            return self._find(text)
+        return [word for piece in ENDS.split(text) for word in (self._find(piece) if piece.isascii() else (piece,))]
+
+    def _of_word(self, word: str) -> bytes:
         if word.isascii():
-            ids = tuple(token.id for token in self._model.tokenize(word.translate(_BYTES)))
-        else:
-            ids = tuple(self._tokenizer.encode(word, add_special_tokens=False).ids)
-        if len(self._known) < MOST_WORDS and len(word) <= LONGEST:
-            self._known[word] = ids
+            return _raw([token.id for token in self._model.tokenize(word.translate(BYTES))])
+        return _raw(self._tokenizer.encode(word, add_special_tokens=False).ids)
+
+    def _of_piece(self, piece: str) -> bytes:
+        words = self._find(piece) if piece.isascii() else []
+        if sum(map(len, words)) == len(piece):
+            return b"".join(map(self._words.__getitem__, words))
+        return _raw(self._tokenizer.encode(piece, add_special_tokens=False).ids)
+
+
+class _NotWords(Exception):
+    """The tokenizer must be asked."""
+
+
+class _Remembered(dict[str, bytes]):
+    """Ids by text; `learn` says those of a text that is not remembered."""
+
+    def __init__(self, learn: Callable[[str], bytes]) -> None:
+        super().__init__()
+        self._learn = learn
+
+    def __missing__(self, text: str) -> bytes:
+        ids = self._learn(text)
+        if len(self) < MOST_WORDS and len(text) <= LONGEST:
+            self[text] = ids
         return ids
 
 
-def _pattern(plain: Mapping[str, Any]) -> re.Pattern[str] | None:
-    """The pattern of a tokenizer's words in ASCII text; None where there is none, or more than a pattern."""
-    model = plain["model"]
-    if model.get("type") != "BPE" or model.get("dropout") or model.get("continuing_subword_prefix"):
-        return None
-    if model.get("end_of_word_suffix") or (plain.get("normalizer") or {"type": "NFC"})["type"] != "NFC":
-        return None
-    added = plain["added_tokens"]
-    if any(token["lstrip"] or token["rstrip"] or token["single_word"] for token in added):
-        return None
-    if len({token["normalized"] for token in added}) > 1 or any(not token["content"] for token in added):
-        return None
-    source = _source(plain.get("pre_tokenizer") or {})
-    written = None if source is None else _for_ascii(source)
-    return None if written is None else re.compile(written, re.ASCII)
+def _raw(ids: Sequence[int]) -> bytes:
+    return np.array(ids, _ID).tobytes()
 
 
-def _source(cutter: Mapping[str, Any]) -> str | None:
-    """The pattern as the tokenizer has it."""
-    steps = [cutter] if cutter.get("type") != "Sequence" else cast("list[Mapping[str, Any]]", cutter["pretokenizers"])
-    if not steps or steps[-1].get("type") != "ByteLevel" or steps[-1].get("add_prefix_space"):
-        return None
-    own = steps[-1].get("use_regex", True)
-    if len(steps) == 1 and own:
-        return _GPT2
-    if len(steps) == 2 and own and steps[0] == {"type": "Digits", "individual_digits": True}:
-        return _DIGITS
-    if len(steps) == 2 and not own and steps[0].get("type") == "Split":
-        split = steps[0]
-        if split.get("behavior") == "Isolated" and not split.get("invert"):
-            return split.get("pattern", {}).get("Regex")
-    return None
+def _lines(text: str) -> Iterator[str]:
+    """A text cut between single line breaks and what begins with a letter or digit."""
+    held, *others = text.split("\n")
+    for line in others:
+        if held and line and line[0].isalnum() and not held[-1].isspace():
+            yield held + "\n"
+            held = line
+        else:
+            held += "\n" + line
+    yield held
 
 
-def _for_ascii(source: str) -> str | None:
-    """A pattern with classes of Unicode as the characters that they hold of ASCII; None where one is not known."""
-    out: list[str] = []
-    inside = False
-    for piece in _PIECE.findall(source):
-        if piece in _CLASSES:
-            piece = _CLASSES[piece] if inside else f"[{_CLASSES[piece]}]"
-        elif piece in _NONE:
-            piece = "" if inside else "(?!)"
-        elif piece.startswith((r"\p", r"\P")):
-            return None
-        elif piece.startswith("[") and not inside:
-            inside = True
-        elif piece.startswith("["):
-            return None
-        elif piece == "]":
-            inside = False
-        out.append(piece)
-    return "".join(out)
+def _window(text: str, cuts: Sequence[int]) -> tuple[int, int]:
+    """A stretch of a text that begins and ends where pieces do, and holds the cuts; empty where it need not be long."""
+    if not cuts:
+        return 0, 0
+    found = ENDS.search(text, cuts[-1])
+    stop = found.start() if found else len(text)
+    if len(cuts) == 1 and stop == cuts[0]:
+        return stop, stop
+    start = text.rfind(" ", 0, cuts[0])
+    while start > 0 and text[start - 1].isspace():
+        start = text.rfind(" ", 0, start)
+    return max(start, 0), stop

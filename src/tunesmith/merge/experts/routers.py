@@ -119,7 +119,7 @@ class Routers:
 def tokens(codec: Codec, prompt: str) -> list[int]:
     """The ids of a prompt, special tokens in it read as such, after the first token of texts if there is one."""
     first = dict(codec.parts.specials).get("bos_token", "")
-    return codec.locate(first + prompt, ())[0]
+    return codec.locate(first + prompt, ())[0].tolist()
 
 
 def _unit(rows: Array) -> Array:
