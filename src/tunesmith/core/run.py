@@ -105,6 +105,19 @@ class DataSpec(Options):
     """A row that cannot be used either stops the run or is listed in the rejects file with its reason."""
 
 
+Sources = tuple[DataSpec | str, ...] | DataSpec | str
+"""What a run file may say for sources: one or several, a path where there is no more to say."""
+
+
+def sources(value: Any) -> Any:
+    """Sources as a list of options, whichever way they are written."""
+    if isinstance(value, (str, dict)):
+        value = (value,)
+    if not isinstance(value, (list, tuple)):
+        return value
+    return tuple({"path": each} if isinstance(each, str) else each for each in cast("list[Any]", value))
+
+
 class ValidationSpec(Options):
     """What the validation loss is measured on; no row may stand on both sides."""
 
@@ -114,6 +127,11 @@ class ValidationSpec(Options):
     """Sources of their own for validation; then nothing is set aside."""
     max_rows: Positive = 500
     """At most so many rows are measured."""
+
+    @field_validator("data", mode="before", json_schema_input_type=Sources)
+    @classmethod
+    def _paths_are_enough(cls, value: Any) -> Any:
+        return sources(value)
 
 
 class TrainSpec(Options):
@@ -229,12 +247,10 @@ class Run(Options):
         run._told = tuple(told)
         return run
 
-    @field_validator("data", mode="before", json_schema_input_type=tuple[DataSpec, ...] | DataSpec | str)
+    @field_validator("data", mode="before", json_schema_input_type=Sources)
     @classmethod
-    def _one_is_a_list(cls, value: Any) -> Any:
-        if isinstance(value, str):
-            return ({"path": value},)
-        return (value,) if isinstance(value, dict) else value
+    def _paths_are_enough(cls, value: Any) -> Any:
+        return sources(value)
 
     @field_validator("model", mode="before", json_schema_input_type=ModelSpec | str)
     @classmethod
