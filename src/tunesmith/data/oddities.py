@@ -123,10 +123,9 @@ _BESIDE_CONTENT = attrgetter(*(part.name for part in fields(Message) if part.nam
 
 def _told(value: Any, texts: list[str]) -> Any:
     """A part of a record; of turns the contents are put to the texts, and their lengths are told."""
-    parts = cast("tuple[Any, ...]", value if isinstance(value, tuple) else ())
-    if not parts or not isinstance(parts[0], Message):
-        return value
-    turns = cast("tuple[Message, ...]", parts)
+    turns = cast("tuple[Any, ...]", value) if isinstance(value, tuple) else ()
+    if not turns or not isinstance(turns[0], Message):
+        return cast("Any", value)
     texts += [turn.content for turn in turns]
     return [(len(turn.content), _BESIDE_CONTENT(turn)) for turn in turns]
 
