@@ -25,7 +25,7 @@ LARGEST = {1: 127, 2: 127 * DIGIT}
 """What the largest number of a row becomes."""
 BLOCK = 512
 """Rows whose two digits are held at once."""
-CACHED = 1 << 18
+CACHED = 1 << 17
 """Numbers of a block that is worked on in the cache."""
 FEW = 32
 """Rows that are computed in few operations instead of few bytes."""
