@@ -5,8 +5,8 @@
 To be run on an idle machine: wall time is what is compared. `serial` is the share of the step that does not spread
 over threads, by Amdahl's law from the speed-up: with n threads and a share s the time is s + (1 - s) / n. `at most` is
 the work of all threads over that of the busiest one, which says on a busy machine too how evenly the step is spread.
-Threads that wait for work sleep here. `--spin` lets them spin for a moment before, as OpenMP does if it is not told
-otherwise: they wake sooner where nothing else runs, and hold each other up where something does; it counts as CPU time.
+Threads wait as under the command `tunesmith`: for microseconds awake, then asleep. `--spin` lets them spin as long as
+OpenMP does if it is not told otherwise: where something else runs they hold each other up, and it counts as CPU time.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def measured(work: Work, threads: list[int], repeats: int, *, spin: bool) -> lis
         place = Path(scratch)
         work.prepare(place)
         settings = {"place": scratch, "learns": work.learns}
-        waiting = {} if spin else {"OMP_WAIT_POLICY": "PASSIVE"}
+        waiting = {} if spin else {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "10000"}
         variables = {"TUNESMITH_CACHE": f"{scratch}/cache", **waiting}
         side = Side("tunesmith", "bench.spread:train", settings, variables=variables)
         for turn in range(repeats):
