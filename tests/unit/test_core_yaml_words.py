@@ -25,6 +25,9 @@ def test_sources_are_one_or_several_and_a_path_is_enough(tmp_path: Path, written
     file.write_text(f"model: a\ndata: {written}\nvalidation: {{data: {written}}}\n")
     run = read_run(file)
     assert [spec.path for spec in run.data] == [spec.path for spec in run.validation.data] == ["a.jsonl"]
+    changed = read_run(file, ("data.0.limit=3", "validation.data.0.limit=4"))
+    assert [(spec.path, spec.limit) for spec in changed.data] == [("a.jsonl", 3)]
+    assert [(spec.path, spec.limit) for spec in changed.validation.data] == [("a.jsonl", 4)]
     file.write_text("model: a\ndata: [a.jsonl, {path: b.jsonl, limit: 3}]\n")
     assert [(spec.path, spec.limit) for spec in read_run(file).data] == [("a.jsonl", None), ("b.jsonl", 3)]
 

@@ -15,7 +15,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast
 
-from pydantic import Field, ModelWrapValidatorHandler, PrivateAttr, ValidationError, field_validator, model_validator
+from pydantic import (
+    BeforeValidator,
+    Field,
+    ModelWrapValidatorHandler,
+    PrivateAttr,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from tunesmith.core.aliases import expand
 from tunesmith.core.options import Options, faults
@@ -105,17 +113,20 @@ class DataSpec(Options):
     """A row that cannot be used either stops the run or is listed in the rejects file with its reason."""
 
 
-Sources = tuple[DataSpec | str, ...] | DataSpec | str
-"""What a run file may say for sources: one or several, a path where there is no more to say."""
-
-
 def sources(value: Any) -> Any:
     """Sources as a list of options, whichever way they are written."""
     if isinstance(value, (str, dict)):
-        value = (value,)
+        value = [value]
     if not isinstance(value, (list, tuple)):
         return value
-    return tuple({"path": each} if isinstance(each, str) else each for each in cast("list[Any]", value))
+    return [{"path": each} if isinstance(each, str) else each for each in cast("list[Any]", value)]
+
+
+Sources = Annotated[
+    tuple[DataSpec, ...],
+    BeforeValidator(sources, json_schema_input_type=tuple[DataSpec | str, ...] | DataSpec | str),
+]
+"""One source or several; a path where there is no more to say."""
 
 
 class ValidationSpec(Options):
@@ -123,15 +134,10 @@ class ValidationSpec(Options):
 
     fraction: Share = 0.05
     """Share of the training rows set aside, chosen by a hash of their content; 0 for none."""
-    data: tuple[DataSpec, ...] = ()
+    data: Sources = ()
     """Sources of their own for validation; then nothing is set aside."""
     max_rows: Positive = 500
     """At most so many rows are measured."""
-
-    @field_validator("data", mode="before", json_schema_input_type=Sources)
-    @classmethod
-    def _paths_are_enough(cls, value: Any) -> Any:
-        return sources(value)
 
 
 class TrainSpec(Options):
@@ -217,7 +223,7 @@ class Run(Options):
 
     model: ModelSpec
     """The model to start from."""
-    data: tuple[DataSpec, ...] = Field(min_length=1)
+    data: Sources = Field(min_length=1)
     """Where the rows come from; several sources are mixed by their weights."""
     objective: Annotated[Plugin, Member("objective")] = Field(default="sft", validate_default=True)  # type: ignore[assignment]
     """What to get better at."""
@@ -246,11 +252,6 @@ class Run(Options):
         run = handler(plain)
         run._told = tuple(told)
         return run
-
-    @field_validator("data", mode="before", json_schema_input_type=Sources)
-    @classmethod
-    def _paths_are_enough(cls, value: Any) -> Any:
-        return sources(value)
 
     @field_validator("model", mode="before", json_schema_input_type=ModelSpec | str)
     @classmethod
@@ -281,16 +282,16 @@ def read_run(path: Path, changes: tuple[str, ...] = ()) -> Run:
 
 
 def _long_forms(value: Any) -> Any:
-    """`model: PATH` and `data: PATH` written out, so that changes can name their parts."""
+    """Paths that stand for a model or for sources written out, so that changes can name their parts."""
     if not isinstance(value, dict):
         return value
     out = dict(cast("dict[str, Any]", value))
     if isinstance(out.get("model"), str):
         out["model"] = {"path": out["model"]}
-    if isinstance(out.get("data"), str):
-        out["data"] = {"path": out["data"]}
-    if isinstance(out.get("data"), dict):
-        out["data"] = [out["data"]]
+    if "data" in out:
+        out["data"] = sources(out["data"])
+    if "validation" in out:
+        out["validation"] = _long_forms(out["validation"])
     return out
 
 
