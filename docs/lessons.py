@@ -14,21 +14,19 @@ that learns differently may need other settings, so the pages are left alone if 
 from __future__ import annotations
 
 import argparse
-import re
 import shutil
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from refresh import DOCS, ROOT, TUTORIALS, Session, Step, language
+from refresh import DOCS, ROOT, TUTORIALS, Session, Step, fill
 
 from tunesmith import builtin
 from tunesmith.core.events import Event, read_events
 from tunesmith.train.listeners.plot import course
 
 HOME = ROOT / "runs" / "lessons"
-BLOCK = re.compile(r"(<!-- lessons: (.+?) -->\n).*?(<!-- /lessons -->)", re.DOTALL)
 LESSONS = {
     "good": {"en": "a good run", "zh": "正常"},
     "overfitted": {"en": "overfitted", "zh": "过拟合"},
@@ -81,10 +79,7 @@ def main() -> None:
     if untold := list(not_shown(curves)):
         raise SystemExit("\n".join(untold))
     draw()
-    for page in TUTORIALS:
-        text = page.read_text("utf-8")
-        tongue = language(page)
-        page.write_text(BLOCK.sub(lambda m, t=tongue: f"{m[1]}{block(m[2], curves, t)}\n{m[3]}", text), "utf-8")
+    fill(TUTORIALS, "lessons", lambda name, tongue: block(name, curves, tongue))
 
 
 def make() -> None:

@@ -17,19 +17,17 @@ import gzip
 import json
 import os
 import random
-import re
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-DOCS = Path(__file__).resolve().parent
-ROOT = DOCS.parent
+from refresh import DOCS, ROOT, fill
+
 HOME = Path("runs/merging")
 REVIEWS = ROOT.parent / "shared" / "data" / "benchmarks" / "zh_product_reviews.jsonl.gz"
 PAGES = (DOCS / "merging.md", DOCS / "merging.zh.md")
-BLOCK = re.compile(r"(<!-- merging: (.+?) -->\n).*?(<!-- /merging -->)", re.DOTALL)
 
 TASKS = {"sentiment": "{text}\n这条评论是好评还是差评？", "goods": "{text}\n这条评论说的是哪类商品？"}
 TRAINED, TESTED, LONGEST = 1500, 300, 60
@@ -49,9 +47,7 @@ def main() -> None:
     os.chdir(ROOT)
     if not parser.parse_args().pages:
         make()
-    for page in PAGES:
-        text = page.read_text("utf-8")
-        page.write_text(BLOCK.sub(lambda found: f"{found[1]}{block(found[2])}\n{found[3]}", text), "utf-8")
+    fill(PAGES, "merging", lambda name, _: block(name))
 
 
 def make() -> None:

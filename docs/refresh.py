@@ -30,7 +30,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,12 +48,8 @@ from tunesmith.core.plugins import find  # noqa: E402
 
 WIDTH = 100
 RUN_WIDTH = 120
-GENERATED = re.compile(r"(<!-- generated: (.+?) -->\n).*?(<!-- /generated -->)", re.DOTALL)
 RUN = re.compile(r"(<!-- run((?:, [^:]+?)?): (.+?) -->\n).*?(<!-- /run -->)", re.DOTALL)
 FILE = re.compile(r"<!-- file: (.+?) -->\n```\w*\n(.*?)```", re.DOTALL)
-RESULT = re.compile(r"(<!-- result: (.+?) -->\n).*?(<!-- /result -->)", re.DOTALL)
-COMPARISON = re.compile(r"(<!-- comparison: (.+?) -->\n).*?(<!-- /comparison -->)", re.DOTALL)
-DEMO = re.compile(r"(<!-- demo output -->\n).*?(<!-- /demo output -->)", re.DOTALL)
 TUTORIALS = (DOCS / "en" / "tutorial.md", DOCS / "zh" / "tutorial.md")
 RESULTS = (DOCS / "results.md", DOCS / "results.zh.md")
 READMES = (ROOT / "README.md", ROOT / "README.zh.md")
@@ -85,12 +81,32 @@ def language(page: Path) -> str:
     return "zh" if "zh" in page.relative_to(ROOT).parts or page.name.endswith(".zh.md") else "en"
 
 
+Made = Callable[[str, str], str | None]
+"""What stands in a block, from its name and the language of its page; None: what is there already."""
+
+
+def filled(page: Path, text: str, mark: str, made: Made) -> str:
+    """The text of a page with its blocks `<!-- MARK: NAME --> … <!-- /MARK -->` made anew; a name may be missing."""
+
+    def put(found: re.Match[str]) -> str:
+        content = made(found[2] or "", language(page))
+        return found[0] if content is None else f"{found[1]}{content}\n{found[3]}"
+
+    return re.sub(rf"(<!-- {mark}(?:: (.+?))? -->\n).*?(<!-- /{mark} -->)", put, text, flags=re.DOTALL)
+
+
+def fill(pages: Iterable[Path], mark: str, made: Made) -> None:
+    """Make blocks of pages anew in their files."""
+    for page in pages:
+        page.write_text(filled(page, page.read_text("utf-8"), mark, made), "utf-8")
+
+
 # What the code says
 
 
 def generated(page: Path, text: str) -> str:
     """The text of a page with its generated blocks made anew."""
-    return GENERATED.sub(lambda found: f"{found[1]}{block(found[2], language(page))}\n{found[3]}", text)
+    return filled(page, text, "generated", block)
 
 
 def block(what: str, tongue: str) -> str:
@@ -389,9 +405,7 @@ def run_demo() -> None:
         told = Session(Path(folder)).do(Step("tunesmith demo --output runs/demo"))
     lines = fewer_rows(shorter([line.rstrip() for line in told.strip("\n").splitlines()]))
     text = "\n".join(["```text", *lines, "```"])
-    for page in READMES:
-        content = DEMO.sub(lambda found: f"{found[1]}{text}\n{found[2]}", page.read_text("utf-8"))
-        page.write_text(content, "utf-8")
+    fill(READMES, "demo output", lambda *_: text)
 
 
 def take_results(only: list[str]) -> None:
@@ -399,24 +413,23 @@ def take_results(only: list[str]) -> None:
 
     only: names of runs; empty for all.
     """
-    names = [found[2] for found in RESULT.finditer(RESULTS[0].read_text("utf-8")) if not only or found[2] in only]
-    made = {name: result(name) for name in names if (ROOT / "runs" / name / "events.jsonl").is_file()}
-    for page in RESULTS:
-        old = page.read_text("utf-8")
-        new = RESULT.sub(lambda found: f"{found[1]}{made[found[2]]}\n{found[3]}" if found[2] in made else found[0], old)
-        page.write_text(COMPARISON.sub(comparison, new), "utf-8")
+    names = re.findall(r"<!-- result: (.+?) -->", RESULTS[0].read_text("utf-8"))
+    there = [name for name in names if (ROOT / "runs" / name / "events.jsonl").is_file()]
+    made = {name: result(name) for name in there if not only or name in only}
+    fill(RESULTS, "result", lambda name, _: made.get(name))
+    fill(RESULTS, "comparison", lambda task, _: comparison(task))
 
 
-def comparison(found: re.Match[str]) -> str:
-    """A comparison's plot, table and verdict; as it stands where the study is not here."""
-    name = f"compare-{found[2]}"
+def comparison(task: str) -> str | None:
+    """A comparison's plot, table and verdict; None where the study is not here."""
+    name = f"compare-{task}"
     study = ROOT / "runs" / name
     if not (study / "comparison.md").is_file():
-        return found[0]
+        return None
     shutil.copyfile(study / "comparison.png", DOCS / "images" / f"{name}.png")
     said = (study / "comparison.md").read_text("utf-8").partition("\n")[2].replace("\n## ", "\n**").strip()
     table = re.sub(r"^\*\*(.+)$", r"**\1**", said, flags=re.MULTILINE)
-    return f"{found[1]}![{name}](images/{name}.png)\n\n{table}\n{found[3]}"
+    return f"![{name}](images/{name}.png)\n\n{table}"
 
 
 def result(name: str) -> str:

@@ -12,15 +12,13 @@ them takes part in judging them. A vote is the mean of probabilities.
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from refresh import RESULTS, ROOT, language
+from refresh import RESULTS, ROOT, fill
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from tunesmith.core.events import read_events
@@ -30,7 +28,6 @@ from tunesmith.evaluate.figures import share
 ROWS = ROOT / "runs" / "reviews-rows"
 KEPT = ROOT / "runs" / "reviews-kept"
 """The probabilities of each model, so that a vote more asks none of them again."""
-BLOCK = re.compile(r"(<!-- reviews -->\n).*?(<!-- /reviews -->)", re.DOTALL)
 LONGEST = 512
 SEEDS = (1, 2, 3)
 READ = "reviews-text"
@@ -126,21 +123,13 @@ def table(found: Sequence[Voice], truth: NDArray[np.bool_], tongue: str) -> Iter
         yield f"| {voice.told(tongue)} | {100 * figure.value:.2f} % | {interval} | {right:,} | {spent} |"
 
 
-def write(page: Path, found: Sequence[Voice], truth: NDArray[np.bool_]) -> None:
-    """Put the table where a page says `<!-- reviews -->`."""
-    lines = "\n".join(table(found, truth, language(page)))
-    text = page.read_text("utf-8")
-    page.write_text(BLOCK.sub(lambda mark: f"{mark[1]}{lines}\n{mark[2]}", text), "utf-8")
-
-
 def main() -> None:
     """Measure, print, write."""
     held = rows("held_out")
     truth = np.array([label == "1" for _, label in held])
     found = list(voices(rows("train"), [text for text, _ in held]))
     print("\n".join(table(found, truth, "en")))
-    for page in RESULTS:
-        write(page, found, truth)
+    fill(RESULTS, "reviews", lambda _, tongue: "\n".join(table(found, truth, tongue)))
 
 
 if __name__ == "__main__":
