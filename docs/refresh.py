@@ -394,8 +394,8 @@ def run_tutorial() -> None:
         shutil.copytree(builtin.example("reviews").parent, session.folder / "examples")
         told = [(step.command, session.do(step)) for step in steps(texts[0])]
     blocks = [shown(command, text) for command, text in told if command]
-    for page, text in zip(TUTORIALS, texts, strict=True):
-        left = iter(blocks)
+    for page in TUTORIALS:  # read anew: what else was written into it in those minutes stays
+        left, text = iter(blocks), page.read_text("utf-8")
         page.write_text(RUN.sub(lambda found, left=left: f"{found[1]}{next(left)}\n{found[4]}", text), "utf-8")
 
 
