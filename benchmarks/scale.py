@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from bench import material, rows
+from bench.growth import points
 from bench.rounds import alternate
 from bench.shapes import Shape, flops
 from bench.side import Side
@@ -50,7 +51,7 @@ Size = TypeVar("Size")
 
 def exponent(told: Iterable[Told]) -> float:
     """The slope of the straight line through the logarithms of size and cost."""
-    return line([(math.log(side.median("size") or 0), math.log(side.median("cost") or 0)) for side in told])[1]
+    return line([(math.log(size), math.log(cost)) for size, cost in points(told, "cost")])[1]
 
 
 def line(pairs: Sequence[tuple[float, float]]) -> tuple[float, float]:
@@ -69,8 +70,8 @@ def over_rows(asked: argparse.Namespace, place: Path) -> Group:
     for figures, count in _rounds(told, counts):
         figures |= {"size": count, "cost": figures["cpu"], "each": figures["cpu"] / count * 1e6}
     power = exponent(told)
-    held = (told[-1].median("memory") or 0) - (told[0].median("memory") or 0)
-    facts = {"exponent": power, "bytes_a_row": held * 1e6 / (counts[-1] - counts[0])}
+    (least, before), *_, (most, held) = points(told, "memory")
+    facts = {"exponent": power, "bytes_a_row": (held - before) * 1e6 / (most - least)}
     kind, kind_zh = ("real ones, repeated", "真实数据，重复") if REAL.is_file() else ("made", "合成")
     said = (
         f"Rows of instructions ({kind}) read, checked, tokenised, stored and packed by one process: cost grows with "
@@ -92,7 +93,7 @@ def over_tokens(asked: argparse.Namespace, place: Path) -> Group:
     for figures, length in _rounds(told, LENGTHS):
         figures |= {"size": length, "cost": figures["cpu"] * length / TOKENS, "each": figures["cpu"] / TOKENS * 1e6}
         figures["rate"] = _flops(DEEP, length, TOKENS // length) / figures["cpu"] / 1e9
-    base, slope = line([(side.median("size") or 0, side.median("each") or 0) for side in told])
+    base, slope = line(points(told, "each"))
     facts = {"exponent": exponent(told), "base": base, "slope": slope, "tenth": base / slope / 9, "half": base / slope}
     said = (
         f"LoRA, one step over {TOKENS:,} tokens, {DEEP.name}: the cost of a row grows with its tokens to the power "

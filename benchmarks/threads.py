@@ -36,9 +36,8 @@ def measured(work: Work, threads: list[int], repeats: int, *, spin: bool) -> lis
     with tempfile.TemporaryDirectory(prefix="bench-") as scratch:
         place = Path(scratch)
         work.prepare(place)
-        settings = {"place": scratch, "learns": work.learns}
-        waiting = {} if spin else {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "10000"}
-        variables = {"TUNESMITH_CACHE": f"{scratch}/cache", **waiting}
+        settings = {"place": scratch, "learns": work.learns, "spin": spin}
+        variables = {"TUNESMITH_CACHE": f"{scratch}/cache"}
         side = Side("tunesmith", "bench.spread:train", settings, variables=variables)
         for turn in range(repeats):
             for count in threads if turn % 2 == 0 else reversed(threads):

@@ -39,5 +39,5 @@ def trl(name: str, *, plain: bool = True, **more: Any) -> Side:
 
 def llamafactory(name: str, kind: Kind = "peer", stage: str = "sft", block: int | None = None, **more: Any) -> Side:
     """LLaMA-Factory's own workflow; block: most tokens of blocks of texts; more: what its YAML file would hold."""
-    settings = {"stage": stage, "more": more} | ({"block": block} if block else {})
+    settings = {"stage": stage, "block": block, "more": more}
     return Side(f"LLaMA-Factory, {name}", "peers.llamafactory_train:train", settings, kind, "llamafactory")

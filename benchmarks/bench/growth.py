@@ -2,38 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from bench.plot import COLOURS
-from bench.table import Group
+from bench.plot import COLOURS, LIMIT, written
+from bench.table import Group, Told
 
-FOUND, IN_PROPORTION = COLOURS["ours"], "#a23b3b"
+FOUND, IN_PROPORTION = COLOURS["ours"], LIMIT
 
 
 def draw(groups: Sequence[Group], file: Path) -> None:
     """Draw groups beside each other."""
-    import matplotlib
+    from matplotlib.figure import Figure
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    figure, axes = plt.subplots(1, len(groups), figsize=(4 * len(groups), 3.6), squeeze=False, layout="constrained")
-    for group, axis in zip(groups, axes[0], strict=True):
+    figure = Figure(figsize=(4 * len(groups), 3.6), layout="constrained")
+    for group, axis in zip(groups, figure.subplots(1, len(groups), squeeze=False)[0], strict=True):
         panel(axis, group)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(file, dpi=110)
-    plt.close(figure)
+    written(figure, file)
+
+
+def points(sides: Iterable[Told], figure: str, across: str = "size") -> list[tuple[float, float]]:
+    """(size, median of a figure) of the sides that have both, the smallest first."""
+    pairs = [(side.median(across), side.median(figure)) for side in sides]
+    return sorted((size, value) for size, value in pairs if size and value)
 
 
 def panel(axis: Any, group: Group) -> None:
     """Medians as a line, rounds as dots; the line of cost in proportion begins at the smallest size."""
-    pairs = [(side.median(group.across), side.median("cost")) for side in group.sides]
-    points = sorted((size, cost) for size, cost in pairs if size and cost)
-    sizes, costs = [size for size, _ in points], [cost for _, cost in points]
-    size, cost = points[0]
-    axis.plot(sizes, [cost * each / size for each in sizes], ":", color=IN_PROPORTION, label="in proportion")
+    sizes, costs = zip(*points(group.sides, "cost", group.across), strict=True)
+    axis.plot(sizes, [costs[0] * size / sizes[0] for size in sizes], ":", color=IN_PROPORTION, label="in proportion")
     axis.plot(sizes, costs, "-", color=FOUND, label=f"to the power {group.facts['exponent']:.2f}")
     dots = [(told[group.across], told["cost"]) for side in group.sides for told in side.rounds if told]
     axis.plot(*zip(*dots, strict=True), "o", color=FOUND, markersize=4)

@@ -1,8 +1,8 @@
 """tunesmith's side of the benchmark of threads: the step as `bench.ours` takes it, and how its work was spread.
 
-Threads that wait sleep, so a thread's CPU time is its work. What the busiest thread does more than its share was done
-while the others waited: whatever the machine does beside, the step cannot be faster than by all threads' work over the
-busiest one's.
+Threads that wait are soon asleep, so a thread's CPU time is its work. What the busiest thread does more than its share
+was done while the others waited: whatever the machine does beside, the step cannot be faster than by all threads' work
+over the busiest one's.
 """
 
 from __future__ import annotations
@@ -34,7 +34,14 @@ class Watch(ours.Watch):
 
 
 def train(settings: dict[str, Any]) -> dict[str, Any]:
-    """As `bench.ours:train`; `bound`: how many times as fast as one thread these threads could be."""
+    """As `bench.ours:train`; `bound`: how many times as fast as one thread these threads could be.
+
+    settings: `spin` beside: whether threads wait as OpenMP has them wait by itself, not as the command has it.
+    """
+    from tunesmith.cli.__main__ import wait_shortly
+
+    if not settings["spin"]:
+        wait_shortly()
     ours.Watch = Watch  # type: ignore[misc]
     figures = ours.train(settings)
     watch = Watch.last

@@ -53,7 +53,7 @@ def arguments(settings: dict[str, Any], name: str) -> dict[str, Any]:
         "output_dir": str(Path.cwd() / f"out-{name}"),
         "preprocessing_num_workers": 1,
         **step_of_all(settings, name),
-        **(blocks(settings, name) if "block" in settings else {}),
+        **(blocks(settings, name) if settings.get("block") else {}),
         **settings.get("more", {}),
     }
 
