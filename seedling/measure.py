@@ -53,9 +53,8 @@ def held_out() -> list[dict[str, str]]:
 
 def opened(folder: str) -> tuple[Any, Any]:
     """A model and its tokenizer."""
-    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval(), AutoTokenizer.from_pretrained(
-        folder
-    )
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    return model, AutoTokenizer.from_pretrained(folder)
 
 
 def model_bits(model: Any, tokenizer: Any, rows: list[dict[str, str]]) -> list[float]:

@@ -14,12 +14,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tiny
 import torch
 from docpages import REPOSITORY
 from scipy.stats import binomtest
-from transformers import LlamaConfig, LlamaForSequenceClassification
+from transformers import AutoTokenizer
 
 from tunesmith import builtin
+from tunesmith.models.heads import HeadSpec
 
 TEXTS = ["很好", "不好，太慢了", "一般般，屏幕还可以", "good"]
 
@@ -64,21 +66,8 @@ def test_rows_are_in_one_file_and_doubtful_ones_in_none(
 
 def small_model(folder: Path, seed: int) -> Any:
     """A random classifier with the shipped tokenizer, saved."""
-    from transformers import AutoTokenizer
-
-    torch.manual_seed(seed)
     tokenizer = AutoTokenizer.from_pretrained(builtin.path("seedling"))
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=16,
-        intermediate_size=16,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        num_labels=2,
-        id2label={0: "1", 1: "0"},
-        label2id={"1": 0, "0": 1},
-    )
-    model = LlamaForSequenceClassification(config).eval()
+    model = tiny.model(head=HeadSpec("score", ("1", "0")), seed=seed, vocab_size=len(tokenizer))
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return model, tokenizer
