@@ -22,6 +22,8 @@ and what looks around sees the same at the end of a text: `\\b` behind a letter 
 single line break as `\\s+` does."""
 ENDS = re.compile(r"(?<=\S)(?= )|(?<=\S\n)(?=[^\W_])")
 """Where these end a word, whatever stands around."""
+LINES = re.compile(r"\n(?<=\S\n)(?=[^\W_])")
+"""The line breaks after which they do."""
 _CLASSES = {
     r"\p{L}": "A-Za-z",
     r"\p{N}": "0-9",

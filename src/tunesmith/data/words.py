@@ -29,15 +29,13 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from tunesmith.data.word_patterns import BYTES, CUT, ENDS, pattern_of, source_of
+from tunesmith.data.word_patterns import BYTES, CUT, ENDS, LINES, pattern_of, source_of
 
 MOST_WORDS = 1 << 17
 """How many words are remembered, and how many pieces."""
 LONGEST = 64
 """Longer ones are not remembered."""
 
-_GAP = re.compile(r"\s ")
-"""A space before which a piece may not end."""
 _SAMPLE = (
     "It's they'LL we've I'M don't 'tis x's\n\nA1b22 333 4444 55555  two   three \t tab\r\n \n  end. (paren) [x]{y} "
     "<b>&amp;</b> http://a.b/c?d=e&f=1 a_b a-b ---- *** $3.50 50% #tag @me `code`  \n\n\n\tdef f(x): return x ** 2;\x0b"
@@ -67,7 +65,7 @@ class Words:
         self._apart = re.compile(f"({named})") if added else None
         self._words = _Remembered(self._of_word)
         self._pieces = _Remembered(self._of_piece)
-        self._spaced = _Remembered(lambda text: self._of_piece(" " + text))
+        self._spaced = _Remembered(self._after_space)
 
     @classmethod
     def of(cls, plain: Mapping[str, Any], tokenizer: Tokenizer) -> Words | None:
@@ -136,31 +134,51 @@ class Words:
         start, stop = (0, len(text)) if not self._cuts else _window(text, cuts)
         if start:
             yield start, self._by_piece(text[:start])
-        words = self._cut(text[start:stop])
-        ends = list(accumulate(map(len, words), initial=start))
-        if ends[-1] != stop:
+        if start < stop:
+            yield from self._by_word(text[start:stop], [cut - start for cut in cuts])
+        if stop < len(text):
+            yield len(text) - stop, self._by_piece(text[stop:])
+
+    def _by_word(self, text: str, cuts: Sequence[int]) -> Iterator[tuple[int, bytes]]:
+        words = self._cut(text)
+        ends = list(accumulate(map(len, words), initial=0))
+        if ends[-1] != len(text):
             raise _NotWords
         at = 0
-        for cut in [*cuts, stop] if start < stop else ():
+        for cut in [*cuts, len(text)]:
             to = bisect_left(ends, cut)
             if ends[to] != cut:
                 raise _NotWords
             yield cut - ends[at], b"".join(map(self._words.__getitem__, words[at:to]))
             at = to
-        if stop < len(text):
-            yield len(text) - stop, self._by_piece(text[stop:])
 
     def _by_piece(self, text: str) -> bytes:
+        if len(text) <= LONGEST and (known := self._pieces.get(text)) is not None:
+            return known
+        if "\n " not in text:
+            try:
+                return b"".join(self._by_line(text))
+            except _Gap:
+                pass
+        return b"".join(map(self._pieces.__getitem__, ENDS.split(text)))
+
+    def _by_line(self, text: str) -> list[bytes]:
+        """The ids of each piece of a text in which no line break stands before a space."""
         found: list[bytes] = []
-        gaps = "  " in text or "\n " in text or not text.replace("\n", "").isprintable()
-        for line in _lines(text) if "\n" in text else (text,):
-            if gaps and _GAP.search(line):
-                found += map(self._pieces.__getitem__, ENDS.split(line))
-            else:
-                first, *others = line.split(" ")
-                found.append(self._pieces[first])
-                found += map(self._spaced.__getitem__, others)
-        return b"".join(found)
+        *lines, last = LINES.split(text)
+        for line in [*[f"{line}\n" for line in lines], last]:
+            first, *others = line.split(" ")
+            if others and first[-1:].isspace():
+                raise _Gap
+            found.append(self._pieces[first])
+            found += map(self._spaced.__getitem__, others)
+        return found
+
+    def _after_space(self, text: str) -> bytes:
+        """The ids of a piece without the space that it begins with."""
+        if not text or (text[-1].isspace() and text[-1] != "\n"):
+            raise _Gap
+        return self._of_piece(" " + text)
 
     def _cut(self, text: str) -> list[str]:
         """The words of what is ASCII in a text, and the pieces with what is not, in order."""
@@ -184,6 +202,10 @@ class _NotWords(Exception):
     """The tokenizer must be asked."""
 
 
+class _Gap(Exception):
+    """A piece may not end before one of the spaces of a text, since white space stands before it."""
+
+
 class _Remembered(dict[str, bytes]):
     """Ids by text; `learn` says those of a text that is not remembered."""
 
@@ -200,18 +222,6 @@ class _Remembered(dict[str, bytes]):
 
 def _raw(ids: Sequence[int]) -> bytes:
     return np.array(ids, _ID).tobytes()
-
-
-def _lines(text: str) -> Iterator[str]:
-    """A text cut between single line breaks and what begins with a letter or digit."""
-    held, *others = text.split("\n")
-    for line in others:
-        if held and line and line[0].isalnum() and not held[-1].isspace():
-            yield held + "\n"
-            held = line
-        else:
-            held += "\n" + line
-    yield held
 
 
 def _window(text: str, cuts: Sequence[int]) -> tuple[int, int]:
