@@ -17,7 +17,7 @@ from tunesmith.core.records import Chat, Message, Preference, Text
 from tunesmith.core.rows import TokenRow
 from tunesmith.data.encode import Rules, encode
 from tunesmith.data.report import Rejected
-from tunesmith.evaluate.baselines import LINEAR, MAJORITY, baselines
+from tunesmith.evaluate.baselines import LINEAR, MAJORITY, Linear, baselines
 from tunesmith.evaluate.labels import LabelRows, choose, label_row, label_set
 from tunesmith.evaluate.measure import perplexity
 from tunesmith.evaluate.pairs import LIKELIHOOD, REWARD, by_likelihood, by_score, pair_logprobs
@@ -180,3 +180,13 @@ def test_baselines_learn_what_is_easy() -> None:
     assert set(found[MAJORITY].answers) == {"good"}
     alone = baselines([("a", "good")], texts, np.array([1, 0, 1, 0]), ("awful", "good"))
     assert set(alone) == {MAJORITY}
+
+
+def test_the_linear_model_says_how_sure_it_is() -> None:
+    training = [(f"the food was {word} number {n}", word) for n in range(30) for word in ("good", "awful")]
+    texts = ["good", "awful", "neither"]
+    linear = Linear(training, {"good": 1, "awful": 0})
+    sure = linear.probabilities(texts)
+    assert sure.sum(axis=1) == pytest.approx([1, 1, 1])
+    assert sure[0, 1] > 0.9 and sure[1, 0] > 0.9 > sure[2].max()
+    assert linear.chosen(texts).tolist() == sure.argmax(axis=1).tolist()
