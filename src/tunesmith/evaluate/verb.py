@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
+from tunesmith.core.allocator import keep_freed_memory
 from tunesmith.core.problem import Problem
 from tunesmith.core.run import DataSpec
 from tunesmith.data.tokenizer import Codec
@@ -53,6 +54,7 @@ def evaluate(
     tasks = chooser.tasks(material)
     measured = [Measured(subject, codec, tasks), *(_beside(name, subject, tasks, material, chooser) for name in names)]
     outcomes: list[dict[str, Outcome]] = [{} for _ in tasks]
+    keep_freed_memory()
     for each in measured:
         each.measure(outcomes, listen)
     for found, task in zip(outcomes, tasks, strict=True):

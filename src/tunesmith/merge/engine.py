@@ -9,7 +9,6 @@ drawn at random follows from the seed and names alone, so the result is the same
 
 from __future__ import annotations
 
-import ctypes
 import hashlib
 import threading
 from collections import Counter
@@ -23,6 +22,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tunesmith.core.allocator import keep_freed_memory
 from tunesmith.core.problem import Problem
 from tunesmith.merge.inputs import Model
 from tunesmith.merge.layout import Piece
@@ -38,6 +38,9 @@ MEGA = 1_000_000
 
 HELD = 64 * MEGA
 """Bytes that go into one piece, up to which they are read once for all passes over it; each thread has as much."""
+
+SPARE = 256 * MEGA
+"""Bytes of freed memory that are kept for the next blocks."""
 
 Progress = Callable[[str, int, int], None]
 """Told what is done, how much of it, and how much there is."""
@@ -93,7 +96,7 @@ class Engine:
             if last:
                 staging.finish(job.shard)
 
-        _keep_freed_memory()
+        keep_freed_memory(SPARE)
         with ThreadPoolExecutor(threads, "merge") as pool:
             waiting = [pool.submit(work, job) for job in jobs]
             try:
@@ -218,23 +221,6 @@ class Engine:
                 return Problem(name, f"its tensor {part.name} is not finite", "The files are damaged; fetch them again")
         what = f"comes out infinite or undefined by {piece.method.name() if piece.method else 'copying'}"
         return Problem(piece.name, what, "Check the recipe's weights, or set out_dtype to bfloat16 or float32")
-
-
-def _keep_freed_memory() -> None:
-    """Let glibc keep the memory of a block for the next one.
-
-    It would give it back to the system each time and take it anew, page by page, which took a third of all CPU time.
-    """
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (OSError, AttributeError, TypeError):  # another C library
-        return
-    mallopt(_MMAP_THRESHOLD, 64 * MEGA)
-    mallopt(_TRIM_THRESHOLD, 256 * MEGA)
-
-
-_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
-"""Their numbers in glibc's malloc.h."""
 
 
 def generator(seed: int, tensor: str, model: int, block: int) -> np.random.Generator:

@@ -18,6 +18,7 @@ from typing import Any, cast
 import torch
 import yaml
 
+from tunesmith.core.allocator import give_back_at_once, keep_freed_memory
 from tunesmith.core.events import Event, read_events
 from tunesmith.core.problem import Problem
 from tunesmith.core.run import Run, parse_run, read_run
@@ -27,7 +28,6 @@ from tunesmith.models.device import choose, peak_bytes
 from tunesmith.models.load import quietly, save_tokenizer
 from tunesmith.models.quantize import count
 from tunesmith.train import checkpoint
-from tunesmith.train.allocator import give_back_at_once
 from tunesmith.train.disk import gone, in_words
 from tunesmith.train.listeners import Listener
 from tunesmith.train.loop import Loop, Parts, State
@@ -126,6 +126,8 @@ def _run(inputs: Inputs, folder: RunDir, hear: Hear, wish: Wish, world: World, *
     tell = Teller(folder, cast("tuple[Listener, ...]", inputs.run.train.listeners), hear, main=world.main)
     if memory_may_be_short(inputs):
         give_back_at_once()
+    else:
+        keep_freed_memory()
     try:
         ready = build(inputs, world, tell)
         saver = _Saver(inputs, ready, folder, world, tell)
