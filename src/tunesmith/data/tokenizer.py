@@ -224,11 +224,16 @@ class Codec:
         if tools and self.parts.tool_template:
             template, source = self._tool_template, self.parts.tool_template
         plain = [message.plain() for message in messages]
-        flat = not tools and all(len(message) == 2 for message in plain)  # roles and texts alone, as most chats are
-        if not flat:
+        if not tools and {*map(len, plain)} <= {2}:  # roles and texts alone, as most chats are
+            whole = "".join([message["content"] for message in plain])
+            if not trusted:
+                refuse_reserved(whole)
+            if self._is_bare(whole):
+                return template.render(plain, (), add_generation_prompt)
+        else:
             refuse_unread(plain, tools, source)
-        if not trusted:
-            refuse_reserved(*([message["content"] for message in plain] if flat else (plain, tools)))
+            if not trusted:
+                refuse_reserved(plain, tools)
         escaped = [self._escape(message, message["role"] == "assistant") for message in plain]
         return template.render(escaped, [self._escape(tool) for tool in tools], add_generation_prompt)
 
@@ -295,9 +300,13 @@ class Codec:
         found = self._specials.search(text, text.rindex(PROBE)) if PROBE in text else None
         return found.group() if found else None
 
+    def _is_bare(self, text: str) -> bool:
+        """Whether a text holds no character that a special token begins with."""
+        return not any(map(text.__contains__, self._openings))
+
     def _escape(self, value: Any, answer: bool = False) -> Any:
         if isinstance(value, str):
-            if not any(character in value for character in self._openings):
+            if self._is_bare(value):
                 return value
             specials = self._answer_specials if answer else self._specials
             return specials.sub(lambda found: _ESCAPE + self._marks[found.group()], value)
