@@ -147,7 +147,8 @@ class _Scanner:
         apart = True
         while (char := self._space()) and char != "]":
             if char == ",":
-                self._take(self.at + 1)
+                found = _SPACE.match(self.buffer, self.at + 1)
+                self._take(found.end() if found else self.at + 1)
                 apart = True
                 continue
             row = self._element()
@@ -252,11 +253,12 @@ class _Scanner:
     def _space(self) -> str:
         """Consume white space; the next character, or "" at the end."""
         while True:
+            char = self.buffer[self.at : self.at + 1]
+            if char and char not in " \t\r\n":
+                return char
             found = _SPACE.match(self.buffer, self.at)
             self._take(found.end() if found else self.at)
-            if self.at < len(self.buffer):
-                return self.buffer[self.at]
-            if not self._fill():
+            if self.at == len(self.buffer) and not self._fill():
                 return ""
 
     def _fill(self) -> bool:
