@@ -239,7 +239,7 @@ def _piece(
     ids, cuts = codec.locate(text, [cut for span in found for cut in (span.start, span.stop)])
     if not len(ids):
         raise NoMask("empty", "the chat template writes nothing for this chat")
-    weights = np.full(len(ids), float(everything), np.float32)
+    weights = np.ones(len(ids), np.float32) if everything else np.zeros(len(ids), np.float32)
     for span, start, stop in zip(found, cuts[::2], cuts[1::2], strict=True):
         weights[start:stop] = wanted[span.message]
     weights[0] = 0.0

@@ -241,11 +241,11 @@ class Codec:
         refuse_unread([message.plain() for message in messages], tools, "")
         return "\n".join(message.content for message in messages)
 
-    def locate(self, text: str, cuts: Sequence[int]) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
+    def locate(self, text: str, cuts: Sequence[int]) -> tuple[NDArray[np.int32], list[int]]:
         """The ids of a rendered text, and for each cut between characters the first token that reaches past it."""
         escaped = _ESCAPE in text
         if not escaped and self._words is not None and (found := self._words.locate(text, cuts)) is not None:
-            return found[0], np.array(found[1], np.int64)
+            return found
         tokenizer = self._own
         if escaped:
             text, cuts = self._for_twin(text, cuts)
@@ -253,9 +253,9 @@ class Codec:
         encoding = tokenizer.encode(text, add_special_tokens=False)
         ids = np.array(encoding.ids, np.int32)
         if not cuts:
-            return ids, np.zeros(0, np.int64)
+            return ids, []
         ends = np.maximum.accumulate(np.fromiter((stop for _, stop in encoding.offsets), np.int64, len(encoding)))
-        return ids, np.searchsorted(ends, np.asarray(cuts, np.int64), side="right")
+        return ids, np.searchsorted(ends, np.asarray(cuts, np.int64), side="right").tolist()
 
     def has_special(self, text: str) -> bool:
         """Whether a text spells a special token."""
