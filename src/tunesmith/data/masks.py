@@ -83,8 +83,9 @@ class _Chat:
         """Where each answer begins, by the header before it; empty if headers and answers do not pair up."""
         header = self.codec.header
         for opening in self.codec.openings:
-            if self.text.count(opening) == len(self.answers):
-                return [at + self._shared(at, header) for at in _places(self.text, opening)]
+            found = _places(self.text, opening)
+            if len(found) == len(self.answers):
+                return [at + self._shared(at, header) for at in found]
         return []
 
     def _shared(self, at: int, header: str) -> int:
