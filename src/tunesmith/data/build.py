@@ -35,7 +35,7 @@ from tunesmith.core.rundir import sync_folder
 from tunesmith.data.check import account, begin
 from tunesmith.data.codec_parts import CodecParts
 from tunesmith.data.convert import conversions, told
-from tunesmith.data.encode import Rules, encode, excerpt_of
+from tunesmith.data.encode import Rules, encode, excerpt_of, write
 from tunesmith.data.formats import RowFault
 from tunesmith.data.limits import many
 from tunesmith.data.oddities import Seen
@@ -312,10 +312,11 @@ def _encode_tasks(chunk: list[_Task], codec: Codec, rules: Rules) -> _Result:
     rows: list[tuple[TokenRow, Place, int, int]] = []
     lost: list[tuple[int, Rejected]] = []
     counts: Counter[tuple[int, str]] = Counter()
-    for task in chunk:
+    written = [[write(record, codec, rules) for record in task.records] for task in chunk]
+    for task, texts in zip(chunk, written, strict=True):
         found: list[TokenRow] = []
-        for record in task.records:
-            made = encode(record, codec, rules, lambda name, task=task: counts.update([(task.source, name)]))
+        for record, text in zip(task.records, texts, strict=True):
+            made = encode(record, codec, rules, lambda name, task=task: counts.update([(task.source, name)]), text)
             if isinstance(made, Rejected):
                 lost.append((task.source, made))
                 break

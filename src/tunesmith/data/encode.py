@@ -25,7 +25,7 @@ from tunesmith.core.problem import Problem
 from tunesmith.core.records import Chat, Message, Preference, Prompt, Rated, Record, Text
 from tunesmith.core.rows import Piece, TokenRow
 from tunesmith.data.framed import FRAMED, Grades, cut_framed, framed
-from tunesmith.data.masks import NoMask, spans
+from tunesmith.data.masks import NoMask, Span, spans
 from tunesmith.data.oddities import record_texts
 from tunesmith.data.report import Rejected
 from tunesmith.data.sides import cut_sides, prompt_note, sides
@@ -93,8 +93,41 @@ class Rules:
         }
 
 
-def encode(record: Record, codec: Codec, rules: Rules, count: Count = lambda name: None) -> list[TokenRow] | Rejected:
-    """The token rows of a record: one, or several where long text is split.
+@dataclass(frozen=True, slots=True)
+class Written:
+    """A chat as its template writes it; weights: of each message that is told apart; everything: that of the rest is 1.
+
+    spans: of the messages that are told apart, but for those whose weight is that of the rest.
+    """
+
+    text: str
+    spans: Sequence[Span]
+    weights: Mapping[int, float]
+    everything: bool
+
+
+def write(record: Record, codec: Codec, rules: Rules) -> Written | Exception | None:
+    """The text of a chat ahead of `encode`, or what is wrong with it; None for all other records.
+
+    To write many chats and then to tokenise them is cheaper than to go to and fro: the processor keeps at hand what
+    either takes.
+    """
+    if not isinstance(record, Chat) or codec.encoder_decoder:
+        return None
+    try:
+        return _written_chat(record, codec, rules)
+    except (Problem, TemplateRefusal, NoMask) as error:
+        return error
+
+
+def encode(
+    record: Record,
+    codec: Codec,
+    rules: Rules,
+    count: Count = lambda name: None,
+    written: Written | Exception | None = None,
+) -> list[TokenRow] | Rejected:
+    """The token rows of a record: one, or several where long text is split; written: what `write` made of it, if asked.
 
     Raises:
         Problem: a row is longer than `max_tokens` and the rules refuse that, or the template breaks its limits.
@@ -108,7 +141,7 @@ def encode(record: Record, codec: Codec, rules: Rules, count: Count = lambda nam
                 numbers = (number for number, weight in weights.items() if weight)
                 rows = [replace(row, note=_question(record, at)) for row, at in zip(rows, numbers, strict=True)]
         else:
-            row = _ENCODERS[type(record)](record, codec, rules)
+            row = _row(record, codec, rules, written)
             rows = [row] if row.depth + rules.room <= rules.max_tokens else _shorten(row, record, codec, rules, count)
         if type(record) in _LEARNED:
             rows = [row for row in rows if row.learned]
@@ -145,6 +178,14 @@ def check(codec: Codec, rules: Rules) -> None:
         )
 
 
+def _row(record: Record, codec: Codec, rules: Rules, written: Written | Exception | None) -> TokenRow:
+    if isinstance(written, Exception):
+        raise written
+    if written is not None and isinstance(record, Chat):
+        return _chat_row(record, codec, rules, written)
+    return _ENCODERS[type(record)](record, codec, rules)
+
+
 def _text(record: Text, codec: Codec, rules: Rules) -> TokenRow:
     end = codec.parts.suffix or (() if codec.eos is None else (codec.eos,))
     ids = [*codec.parts.prefix, *codec.encode_text(record.text), *end]
@@ -156,8 +197,16 @@ def _text(record: Text, codec: Codec, rules: Rules) -> TokenRow:
 
 
 def _chat(record: Chat, codec: Codec, rules: Rules) -> TokenRow:
+    return _chat_row(record, codec, rules, _written_chat(record, codec, rules))
+
+
+def _written_chat(record: Chat, codec: Codec, rules: Rules) -> Written:
     answers = _learned_answers(record.messages, rules)
-    piece = _piece(codec, record.messages, record.tools, answers, rules.learn == "all")
+    return _written(codec, record.messages, record.tools, answers, rules.learn == "all")
+
+
+def _chat_row(record: Chat, codec: Codec, rules: Rules, written: Written) -> TokenRow:
+    piece = _piece(codec, written)
     if not rules.asked:
         return TokenRow(piece)
     last = max((number for number, message in enumerate(record.messages) if message.role == "assistant"), default=0)
@@ -221,27 +270,32 @@ def _answer(
     wanted = {number: turn.weight for number, turn in turns if turn.role == "assistant" and turn.learn is not False}
     if not wanted:
         raise NoMask("no answer", "the answer has no assistant turn")
-    piece = _piece(codec, (*prompt, *answer), tools, wanted, False)
+    piece = _piece(codec, _written(codec, (*prompt, *answer), tools, wanted, False))
     if not 0 < _first_learned(piece) < len(piece):
         raise NoMask("no prompt", "nothing stands before the answer")
     return piece
 
 
-def _piece(
+def _written(
     codec: Codec,
     messages: Sequence[Message],
     tools: Sequence[Mapping[str, Any]],
     wanted: Mapping[int, float],
     everything: bool,
-) -> Piece:
-    """A chat as one piece; wanted: the weight of each message that is told apart; everything: that of the rest is 1."""
+) -> Written:
     text, found = spans(codec, messages, tools, [number for number in wanted if not everything or wanted[number] != 1])
-    ids, cuts = codec.locate(text, [cut for span in found for cut in (span.start, span.stop)])
+    return Written(text, found, wanted, everything)
+
+
+def _piece(codec: Codec, written: Written) -> Piece:
+    """A chat as one piece."""
+    found, everything = written.spans, written.everything
+    ids, cuts = codec.locate(written.text, [cut for span in found for cut in (span.start, span.stop)])
     if not len(ids):
         raise NoMask("empty", "the chat template writes nothing for this chat")
     weights = np.ones(len(ids), np.float32) if everything else np.zeros(len(ids), np.float32)
     for span, start, stop in zip(found, cuts[::2], cuts[1::2], strict=True):
-        weights[start:stop] = wanted[span.message]
+        weights[start:stop] = written.weights[span.message]
     weights[0] = 0.0
     return Piece(ids, weights)
 
