@@ -103,8 +103,8 @@ def prepare(asked: argparse.Namespace, shape: Shape, work: str, place: Path) -> 
     """Write the rows; returns (context, learned) of each sequence, a prompt that answers share counted once."""
     if work == "sft":
         examples = rows.instructions(asked.rows, shape.vocab)
-        rows.write(examples, place / "rows")
-        rows.write(examples[: max(2, len(examples) // 4)], place / "warm")
+        for folder in rows.FOLDERS:
+            rows.write(examples, place / folder)
         return [(len(row.prompt), len(row.answer)) for row in examples]
     drawn = updates.drawn(work, asked.prompt, asked.answer, shape.vocab)
     updates.write(drawn, place)

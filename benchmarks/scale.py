@@ -147,8 +147,8 @@ def _step(place: Path, shape: Shape, name: str, length: int, count: int) -> Side
     prompt = tuple(draw[at % len(draw)] for at in range(half))
     row = rows.Example(prompt, (*prompt[: length - half - 1], rows.END))
     own = place / str(length)
-    rows.write([row] * count, own / "rows")
-    rows.write([rows.Example(prompt[:16], (*prompt[:15], rows.END))] * 2, own / "warm")
+    for folder in rows.FOLDERS:
+        rows.write([row] * count, own / folder)
     if not (own / "model").exists():
         (own / "model").symlink_to(place / "model")
     settings: dict[str, Any] = {"place": str(own), "learns": "lora", "train": {"max_tokens": TOKENS}}

@@ -16,9 +16,11 @@ def update(settings: dict[str, Any]) -> dict[str, float]:
 
 
 def _ready(settings: dict[str, Any]) -> Update:
+    from tunesmith.core.allocator import keep_freed_memory
     from tunesmith.core.run import parse_run
     from tunesmith.train.setup import build, gather
 
+    keep_freed_memory()
     inputs = gather(parse_run(run_of(settings), "benchmark"), Path(), lambda event: None)
     ready = build(inputs, None, lambda event: None)
     policy, objective, method = ready.policy, inputs.objective, inputs.method

@@ -27,7 +27,7 @@ class Watch:
 
 
 def train(settings: dict[str, Any]) -> dict[str, Any]:
-    """One step over few rows to warm up, then one over all; settings: `place`, `learns`, `objective`, `model`."""
+    """One step to warm up, then one that is timed; settings: `place`, `learns`, `objective`, `model`."""
     _once(settings, "warm")
     watch = _once(settings, "rows")
     return {

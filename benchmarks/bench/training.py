@@ -1,6 +1,6 @@
 """A training benchmark: material made once, sides on it in turn, the machine's rate before and after, a group.
 
-shape, rows ─▶ model/, rows/, warm/ ─▶ every side: one step over `warm`, then one over `rows`, which is timed
+shape, rows ─▶ model/, rows/, warm/ ─▶ every side: one step over each, of which the second is timed
 """
 
 from __future__ import annotations
@@ -34,7 +34,6 @@ SAME: Within = {"loss": 1e-5, "gradient": 1e-3, "learned": 0}
 """Loss and norm of the gradient before anything was learned, and how many tokens are learned."""
 ROUGH: Within = {"loss": 1e-3, "learned": 0}
 """For products in bfloat16."""
-WARM = 2
 MACHINE_TOKENS = 2048
 """Rows of the products whose rate stands for the machine's."""
 Kind = Literal["instructions", "texts"]
@@ -68,8 +67,8 @@ class Work:
     def prepare(self, place: Path) -> None:
         """Write the model and the rows."""
         material.model(self.shape, place / "model")
-        rows.write(self.examples, place / "rows")
-        rows.write(self.examples[:WARM], place / "warm")
+        for folder in rows.FOLDERS:
+            rows.write(self.examples, place / folder)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,7 +10,7 @@ from peers.watch import Watch, lora, rows_of, step_of_all
 
 
 def train(settings: dict[str, Any]) -> dict[str, Any]:
-    """One step over few rows to warm up, then one over all.
+    """One step to warm up, then one that is timed.
 
     settings: `place`, `learns`; `batch`: rows of a micro-batch; `block`: tokens of the blocks that texts are cut into,
     as transformers' own script for pre-training does (texts then run into each other); `more`: other arguments.

@@ -14,7 +14,7 @@ from peers.watch import LINEARS, Watch, rows_of, step_of_all
 
 
 def train(settings: dict[str, Any]) -> dict[str, Any]:
-    """One step over few rows to warm up, then one over all.
+    """One step to warm up, then one that is timed.
 
     settings: `place`, `learns`; `stage`: `sft` or `pt`; `block`: most tokens of the blocks that texts are cut into;
     `more`: other arguments, as in its YAML files.

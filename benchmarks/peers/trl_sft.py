@@ -13,7 +13,7 @@ PLAIN = {"bf16": False, "gradient_checkpointing": False}
 
 
 def train(settings: dict[str, Any]) -> dict[str, Any]:
-    """One step over few rows to warm up, then one over all.
+    """One step to warm up, then one that is timed.
 
     settings: `place`, `learns`; `plain`: whether `PLAIN` is set; `more`: other arguments of SFTConfig; perhaps `load`,
     arguments of the model's `from_pretrained` instead of float32.

@@ -8,7 +8,7 @@ from typing import Any
 
 
 def train(settings: dict[str, Any]) -> dict[str, Any]:
-    """One step over few rows to warm up, then one over all; settings: `place`; `more`: arguments of SFTConfig."""
+    """One step to warm up, then one that is timed; settings: `place`; `more`: arguments of SFTConfig."""
     _once(settings, "warm")
     return _once(settings, "rows")
 
