@@ -22,6 +22,7 @@ All chunks use the same memory in turn: on a processor, taking new memory for ea
 from __future__ import annotations
 
 from collections.abc import Iterator
+from math import ceil
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -139,8 +140,10 @@ class Head:
         return (self.logprobs(hidden, tokens) * weights).sum()
 
     def chunks(self, hidden: Tensor, tokens: Tensor) -> list[tuple[Tensor, Tensor]]:
-        """Hidden states and tokens in parts whose logits may exist at once."""
-        return list(zip(hidden.split(self.chunk), tokens.split(self.chunk), strict=True))
+        """Hidden states and tokens in parts whose logits may exist at once, as even as they can be."""
+        count = max(1, ceil(len(tokens) / self.chunk))
+        size = max(1, ceil(len(tokens) / count))
+        return list(zip(hidden.split(size), tokens.split(size), strict=True))
 
     def picked(self, logits: Tensor, tokens: Tensor) -> Tensor:
         """[M] the logit, or log-probability, of each right token, with smoothing mixed with the mean of all."""

@@ -10,6 +10,7 @@ is used again as soon as what it holds has been read. The layers may have LoRA b
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -29,29 +30,24 @@ aten: Any = torch.ops.aten
 
 
 class Gate(NamedTuple):
-    """An activation: its value, and its value together with its slope."""
+    """An activation, and what it makes of a gradient, in that gradient's place: dy * act'(x) of dy and x."""
 
     value: Callable[[Tensor], Tensor]
-    both: Callable[[Tensor], tuple[Tensor, Tensor]]
+    back: Callable[[Tensor, Tensor], Tensor]
 
 
-def _silu(x: Tensor) -> tuple[Tensor, Tensor]:
-    """x s and s + x s (1 - s), where s is the sigmoid of x: one exponential for both."""
-    share = torch.sigmoid(x)
-    value = x * share
-    return value, torch.lerp(value, value.new_ones(()), share, out=share)
+def _silu_back(dy: Tensor, x: Tensor) -> Tensor:
+    return aten.silu_backward.grad_input(dy, x, grad_input=dy)  # type: ignore[no-any-return]
 
 
 def _gelu(approximate: str) -> Gate:
-    def value(x: Tensor) -> Tensor:
-        return F.gelu(x, approximate=approximate)
+    def back(dy: Tensor, x: Tensor) -> Tensor:
+        return aten.gelu_backward.grad_input(dy, x, approximate=approximate, grad_input=dy)  # type: ignore[no-any-return]
 
-    return Gate(
-        value, lambda x: (value(x), aten.gelu_backward(x.new_ones(()).expand_as(x), x, approximate=approximate))
-    )
+    return Gate(partial(F.gelu, approximate=approximate), back)
 
 
-GATES = {"silu": Gate(F.silu, _silu), "gelu": _gelu("none"), "tanh": _gelu("tanh")}
+GATES = {"silu": Gate(F.silu, _silu_back), "gelu": _gelu("none"), "tanh": _gelu("tanh")}
 
 
 def pull(model: nn.Module) -> int:
@@ -114,11 +110,10 @@ class Gated(Function):
         needs, gate = ctx.needs_input_grad[3:], GATES[ctx.gate]
         dy = grads[0].reshape(-1, grads[0].shape[-1])
         dh, vh = last.backward(dy)
-        value, slope = gate.both(g)
+        value = gate.value(g)
         h = value * u
         learned = last.learned(needs[8:], h, dy, th, vh)
-        dg = torch.mul(dh, u, out=h).mul_(slope)
-        del slope
+        dg = gate.back(torch.mul(dh, u, out=h), g)
         du = dh.mul_(value)
         del value
         dx, vg = first.backward(dg)
