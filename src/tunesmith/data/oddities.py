@@ -66,7 +66,7 @@ def refuse_unwritable(record: Record) -> None:
 def oddities(record: Record) -> list[str]:
     """The names of what is odd about a record."""
     text = "\n".join(record_texts(record))
-    found = [PLACEHOLDERS] if "{{" in text and _PLACEHOLDER.search(text) else []
+    found = [PLACEHOLDERS] if "{" in text and _PLACEHOLDER.search(text) else []
     if text.isascii():
         return found
     return found + [name for name, pattern in BEYOND_ASCII.items() if pattern.search(text)]
