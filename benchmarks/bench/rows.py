@@ -24,7 +24,7 @@ LENGTHS = (
 TEXTS = (512, 203, 871, 340, 96, 655, 1024, 150, 428, 77, 590, 261, 733, 118, 904, 388)
 """Lengths of documents, short and long as web text has them."""
 FOLDERS = ("warm", "rows")
-"""Where the same rows lie twice: for the step that warms a process up, its memory too, and for the one that is timed."""
+"""Where the same rows lie twice: for the step that warms a process up, with its memory, and for the timed one."""
 END, FIRST = 1, 3
 """The token that ends an answer or a text, and the first of those that are words."""
 
