@@ -309,7 +309,7 @@ def _encode_chunk(chunk: list[_Task], codec: Codec, rules: Rules) -> _Result:
 
 
 def _encode_tasks(chunk: list[_Task], codec: Codec, rules: Rules) -> _Result:
-    rows: list[tuple[TokenRow, Place, int, int]] = []
+    kept: list[tuple[_Task, list[TokenRow]]] = []
     lost: list[tuple[int, Rejected]] = []
     counts: Counter[tuple[int, str]] = Counter()
     written = [[write(record, codec, rules) for record in task.records] for task in chunk]
@@ -322,9 +322,16 @@ def _encode_tasks(chunk: list[_Task], codec: Codec, rules: Rules) -> _Result:
                 break
             found += made
         else:
-            key = content_key(found)
-            rows += [(row, task.records[0].place, task.entry, key) for row in found]
-    return _Result(block_of(rows), len(chunk), lost, counts)
+            kept.append((task, found))
+    return _Result(_block(kept), len(chunk), lost, counts)
+
+
+def _block(kept: list[tuple[_Task, list[TokenRow]]]) -> Block:
+    keys = [content_key(rows) for _, rows in kept]
+    rows: list[tuple[TokenRow, Place, int, int]] = []
+    for (task, found), key in zip(kept, keys, strict=True):
+        rows += [(row, task.records[0].place, task.entry, key) for row in found]
+    return block_of(rows)
 
 
 def _chunks(tasks: Iterator[_Task]) -> Iterator[list[_Task]]:
