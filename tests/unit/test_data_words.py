@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import unicodedata
-from itertools import accumulate
+from itertools import accumulate, product
 from typing import Any
 
 import pytest
@@ -134,6 +134,20 @@ def test_ids_of_any_text_are_the_tokenizers(name: str, text: str, share: float) 
     if (told := words.locate(text, (cut,))) is not None:
         ends = accumulate((stop for _, stop in encoding.offsets), max)
         assert told[1] == [sum(stop <= cut for stop in ends)]
+
+
+@pytest.mark.parametrize("name", WHOLE)
+def test_what_is_remembered_of_one_text_is_right_in_all_others(name: str) -> None:
+    tokenizer, words = TOKENIZERS[name], words_of(TOKENIZERS[name])
+    assert words is not None
+    ends = ("word", "word.", "word\n", "word\t", "word\x1c", "word\u00a0", "word \n", "\n", "")
+    for before, between, after in product(
+        ends, (" ", "  ", "\n", "\n ", "\n\n", " \n"), ("next", "1", "- x", "Zo\u00eb", "")
+    ):
+        for text in (before + between + after, f"{before} {after}{between}{before}"):
+            told = words.locate(text, ())
+            assert told is not None
+            assert told[0].tolist() == tokenizer.encode(text, add_special_tokens=False).ids
 
 
 def test_texts_that_are_normalised_go_to_the_tokenizer_unless_they_are_already() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -15,9 +16,10 @@ from tunesmith.core.problem import Problem
 from tunesmith.core.records import Chat, Place, Preference, Text
 from tunesmith.core.rows import Piece, TokenRow
 from tunesmith.core.run import TrainSpec
-from tunesmith.data.encode import SPLIT, TRUNCATED, Rules, encode
+from tunesmith.data.encode import SPLIT, TRUNCATED, Rules, encode, write
 from tunesmith.data.report import Rejected
 from tunesmith.data.store import TABLES, StoreWriter, block_of, content_key, open_store
+from tunesmith.data.template import TemplateRefusal
 
 LONG = Chat(chat("q" * 20, "a" * 20), place=Place("f.jsonl", 7))
 
@@ -61,6 +63,27 @@ def test_long_rows_are_refused_dropped_or_cut_as_the_rules_say() -> None:
     assert "nothing to learn" in empty.message
     with pytest.raises(Problem, match="split"):
         Rules(Chat, 30, "split")
+
+
+@pytest.mark.parametrize("learn", ["answers", "last", "all"])
+def test_a_chat_that_is_written_ahead_becomes_the_same_row(learn: Literal["answers", "last", "all"]) -> None:
+    own, rules = codec(), Rules(Chat, 64, learn=learn)
+    for record in (LONG, Chat(chat("hello", "the <|im_end|>", "and", "so")), Chat(chat("a", "b"))):
+        alone, ahead = encode(record, own, rules), encode(record, own, rules, written=write(record, own, rules))
+        assert isinstance(alone, list)
+        assert isinstance(ahead, list)
+        assert [row.trunk.tokens.tolist() for row in ahead] == [row.trunk.tokens.tolist() for row in alone]
+        assert [row.trunk.weights.tolist() for row in ahead] == [row.trunk.weights.tolist() for row in alone]
+
+
+def test_what_is_wrong_with_a_chat_written_ahead_is_said_when_it_is_encoded() -> None:
+    own, rules = codec(), Rules(Chat)
+    record = Chat(chat("a", "holds \ufdd0"), place=Place("f.jsonl", 3))
+    written = write(record, own, rules)
+    assert isinstance(written, TemplateRefusal)
+    assert encode(record, own, rules, written=written) == encode(record, own, rules)
+    assert isinstance(encode(record, own, rules), Rejected)
+    assert write(Text("plain"), own, Rules(Text)) is None
 
 
 def test_by_itself_plain_text_is_split_and_all_else_dropped() -> None:
