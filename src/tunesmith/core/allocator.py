@@ -3,7 +3,7 @@
 By itself glibc makes large blocks mappings of their own and gives the end of its heap back, so that each step of a
 training takes the same memory anew, page by page; on a virtual machine that is up to a sixth of a step's CPU time.
 Where memory is short the opposite is wanted: blocks that pass leave holes beside those that are kept, a tenth to a
-third more memory, unless each is a mapping of its own.
+third more memory, unless each is a mapping of its own. What is set here holds for the process.
 """
 
 from __future__ import annotations

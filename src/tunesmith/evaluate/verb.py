@@ -54,7 +54,6 @@ def evaluate(
     tasks = chooser.tasks(material)
     measured = [Measured(subject, codec, tasks), *(_beside(name, subject, tasks, material, chooser) for name in names)]
     outcomes: list[dict[str, Outcome]] = [{} for _ in tasks]
-    keep_freed_memory()
     for each in measured:
         each.measure(outcomes, listen)
     for found, task in zip(outcomes, tasks, strict=True):
@@ -77,7 +76,10 @@ class Measured:
 
         def measure(column: str, opened: Opened) -> None:
             column = self.column or column
-            scorer = Scorer(opened.policy(), settings.tokens_per_batch, _headed(listen, column))
+            policy = opened.policy()
+            if policy.device.type == "cpu":
+                keep_freed_memory()
+            scorer = Scorer(policy, settings.tokens_per_batch, _headed(listen, column))
             bench = Bench(column, opened, self.codec, scorer, settings.seed)
             for found, task in zip(outcomes, self.tasks, strict=True):
                 found[column] = task.measure(bench)

@@ -126,7 +126,7 @@ def _run(inputs: Inputs, folder: RunDir, hear: Hear, wish: Wish, world: World, *
     tell = Teller(folder, cast("tuple[Listener, ...]", inputs.run.train.listeners), hear, main=world.main)
     if memory_may_be_short(inputs):
         give_back_at_once()
-    else:
+    elif inputs.run.model.device == "cpu":
         keep_freed_memory()
     try:
         ready = build(inputs, world, tell)
