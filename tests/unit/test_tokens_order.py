@@ -129,6 +129,16 @@ def test_packs_are_next_to_full(lengths: list[int]) -> None:
     assert len(packs) <= fewest + 1
 
 
+def test_packs_are_even_where_there_is_room() -> None:
+    def tokens(lengths: list[int]) -> list[int]:
+        return sorted(sum(lengths[at] for at in part) for part in pack(lengths, 20))
+
+    assert tokens([4] * 6) == [12, 12]
+    assert tokens([7, 6, 5, 2, 8, 9, 3]) == [20, 20]
+    assert tokens([30, 4, 4, 4, 4, 4, 4]) == [12, 12, 30]
+    assert tokens([30, 30, 3, 3]) == [6, 30, 30]
+
+
 def test_shares_are_even() -> None:
     lengths = [10, 9, 8, 7, 6, 5, 4]
     dealt = shares([[at] for at in range(7)], lengths, 2)
