@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any, get_args
@@ -78,6 +79,13 @@ def test_all_levers_learn_what_the_plain_model_learns(family: str, method: str) 
     if method == "lora" and family in ("mamba", "falcon_h1"):
         pytest.skip("PEFT refuses LoRA on all linear layers of state spaces")
     assert_same(learned(family, method, "auto"), learned(family, method, "off"), 2e-4)
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="there is no C++ compiler")
+@pytest.mark.parametrize("family", [*tiny.FAMILIES, *tiny.PADDED_FAMILIES])
+def test_compiled_pieces_learn_what_the_plain_model_learns(family: str) -> None:
+    """All weights learn, for all families; what is compiled for one serves the next."""
+    assert_same(learned(family, "full", "long"), learned(family, "full", "off"), 2e-4)
 
 
 @pytest.mark.parametrize("lever", [name for name, kinds in LEVERS.items() if "cpu" in kinds])

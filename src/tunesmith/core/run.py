@@ -43,7 +43,7 @@ NOT_HELD = {
 """Widths that one may ask for, and why the base cannot be held in them."""
 
 
-Lever = Literal["head", "int8", "lora", "mlp", "norm", "rotary", "attention", "compile"]
+Lever = Literal["head", "int8", "lora", "mlp", "norm", "rotary", "attention", "fused", "compile"]
 
 
 class ModelSpec(Options):
@@ -62,18 +62,21 @@ class ModelSpec(Options):
     """Hold a frozen base in 4 bits (`nf4`, `fp4`) or 8 (`int8`); `auto`: as the run or the files it comes from do."""
     attention: Literal["auto", "forest", "padded"] = "auto"
     """`forest` computes no padding and no prompt twice; `padded` is its slow twin; `auto` checks and falls back."""
-    fast: Literal["auto", "off"] | tuple[Lever, ...] = "auto"
-    """Pieces computed faster while training, by name; `auto`: those that pay on the device; `off`: their slow twins."""
+    fast: Literal["auto", "long", "off"] | tuple[Lever, ...] = "auto"
+    """Pieces computed faster while training, by name; `auto`: those that pay on the device; `long`: on a processor with
+    a C++ compiler what is between products too, compiled, for runs of minutes and more; `off`: their slow twins."""
     chat_template: str | None = None
     """A Jinja file, or `chatml`, that replaces the tokenizer's own chat template; it is saved with the result."""
 
-    @field_validator("fast", mode="before", json_schema_input_type=Literal["auto", "off"] | tuple[Lever, ...] | Lever)
+    @field_validator(
+        "fast", mode="before", json_schema_input_type=Literal["auto", "long", "off"] | tuple[Lever, ...] | Lever
+    )
     @classmethod
     def _one_lever_is_a_list(cls, value: Any) -> Any:
         """YAML reads `off` as false."""
         if isinstance(value, bool):
             return "auto" if value else "off"
-        return (value,) if isinstance(value, str) and value not in ("auto", "off") else value
+        return (value,) if isinstance(value, str) and value not in ("auto", "long", "off") else value
 
     @field_validator("quantize", mode="before")
     @classmethod

@@ -28,6 +28,7 @@ from itertools import chain, islice
 from pathlib import Path
 from types import ModuleType
 
+from tunesmith.core.caches import cache_home
 from tunesmith.core.problem import Problem
 from tunesmith.core.records import Place, Record
 from tunesmith.core.rows import TokenRow
@@ -81,8 +82,8 @@ class _Result:
 
 
 def cache_folder() -> Path:
-    """Where token stores are kept: `TUNESMITH_CACHE`, or `~/.cache/tunesmith`."""
-    return Path(os.environ.get("TUNESMITH_CACHE") or "~/.cache/tunesmith").expanduser() / "tokens"
+    """Where token stores are kept."""
+    return cache_home() / "tokens"
 
 
 def store_fingerprint(parts: Sequence[Part], codec: Codec, rules: Rules) -> str:

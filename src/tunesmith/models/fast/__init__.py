@@ -6,6 +6,7 @@
           ├▶ mlp       gated MLPs as one autograd function
           ├▶ norm      RMS norms in few passes
           ├▶ attention attention over a whole forest at once, on a GPU
+          ├▶ fused     what int8, mlp and norm do between products, compiled by torch; on a processor, for long runs
           └▶ compile   layers compiled by torch, where it is asked for
                   (`off`: the model's and PEFT's own modules, unchanged)
 
@@ -18,6 +19,7 @@ what a lever takes it for is found by trying, once for each class: values and gr
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from importlib import import_module
 from types import MethodType
 from typing import Any
@@ -37,27 +39,40 @@ LEVERS: Mapping[str, tuple[str, ...]] = {
     "norm": ("cpu",),
     "rotary": ("cpu",),
     "attention": ("cuda",),
+    "fused": (),
     "compile": (),
 }
-"""The names of levers, which are those of their files, and the devices on which `auto` uses them.
+"""The names of levers, which are those of their files, and the devices on which `auto` uses them, in order.
 
-A file holds `pull(model)`, which changes how the model is computed and returns for how many of its pieces.
+A file holds `pull(model)`, which changes how the model is computed and returns for how many of its modules.
 """
+LONG: Mapping[str, tuple[str, ...]] = {**LEVERS, "fused": ("cpu",)}
+"""The devices on which `long` uses them: those of `auto`, and those that cost some seconds once."""
+FUSED = ("int8", "mlp", "norm")
+"""Levers whose `pull(model, make)` takes how their pieces are made (`_pieces`)."""
 
 WHOLE = "whole_matrix"
 """The attribute of a layer that holds its matrix in whole numbers, both ways."""
 
 
 def quicken(model: nn.Module, chosen: str | Sequence[str], device: torch.device) -> dict[str, int]:
-    """Put levers on a model with its method: those for the device (`auto`), none (`off`), or those that are named.
+    """Put levers on a model with its method: those for the device (`auto`, `long`), none (`off`), or those named.
 
-    Returns how many pieces each took. Levers that were on the model before are taken off.
+    Returns how many modules each took. Levers that were on the model before are taken off. On `meta`, where nothing is
+    computed, nothing is compiled.
+
+    Raises:
+        Problem: a piece shall be compiled, and there is no compiler.
     """
     release(model)
-    names = list(chosen) if not isinstance(chosen, str) else []
-    if chosen == "auto":
-        names = [name for name, kinds in LEVERS.items() if device.type in kinds]
-    return {name: import_module(f"{__name__}.{name}").pull(model) for name in names}
+    if isinstance(chosen, str):
+        table = {"auto": LEVERS, "long": LONG}.get(chosen, {})
+        chosen = [name for name, kinds in table.items() if device.type in kinds]
+    pull = {name: import_module(f"{__name__}.{name}").pull for name in LEVERS if name in chosen}
+    if "fused" in pull and not any(weight.is_meta for weight in model.parameters()):
+        make = import_module(f"{__name__}.fused").compiled
+        pull |= {name: partial(pull[name], make=make) for name in FUSED if name in pull}
+    return {name: put(model) for name, put in pull.items()}
 
 
 def described(chosen: str | Sequence[str], took: Mapping[str, int]) -> str:

@@ -10,6 +10,7 @@ is computed so too while a sum of likelihoods is learned from and it is frozen (
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -17,8 +18,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from tunesmith.models.fast import WHOLE
+from tunesmith.models.fast._pieces import Maker, as_it_is
 from tunesmith.models.likelihood import IN_WHOLE
-from tunesmith.models.whole import Added, Digits, Rounded, Value, Whole, lacking, rounded
+from tunesmith.models.whole import Added, Digits, Rounded, Value, Whole, lacking, rounded, rounded_at_once
 from tunesmith.models.whole_head import WholeHead
 
 FORWARD: Digits = 1
@@ -27,16 +29,17 @@ BACKWARD: Digits = 1
 
 
 class Both(Value):
-    """A matrix W = r * codes in both directions. codes [out, in]; scales r [out]."""
+    """A matrix W = r * codes in both directions. codes [out, in]; scales r [out]; rounded: as `whole.rounded`."""
 
-    def __init__(self, codes: Tensor, scales: Tensor) -> None:
+    def __init__(self, codes: Tensor, scales: Tensor, rounded: Callable[..., Rounded] = rounded) -> None:
         self.scales = scales.float()
+        self._rounded = rounded
         self._there = Whole(codes, self.scales)
         self._back = Whole(codes.t().contiguous(), torch.ones(codes.shape[1]))
 
     def read(self, x: Tensor) -> Rounded | None:
         """x [N, in] in one digit, which several matrices can take; None where they take two."""
-        return rounded(x) if FORWARD == 1 else None
+        return self._rounded(x) if FORWARD == 1 else None
 
     def forward(self, x: Tensor, added: Added | None = None, read: Rounded | None = None) -> Tensor:
         """x W', [N, in] to [N, out], with another product added; read: x as `read` gives it, where that is known."""
@@ -49,20 +52,21 @@ class Both(Value):
     def backward(self, dy: Tensor, added: Added | None = None, into: Tensor | None = None) -> Tensor:
         """dy W, [N, out] to [N, in], with another product added, itself added to `into` where that is given."""
         if BACKWARD == 1:
-            return self._back.of(rounded(dy, self.scales), added, into)
+            return self._back.of(self._rounded(dy, self.scales), added, into)
         dx = self._back(dy * self.scales, BACKWARD)
         dx = dx if added is None else added.to(dx)
         return dx if into is None else into.add_(dx)
 
 
-def pull(model: nn.Module) -> int:
+def pull(model: nn.Module, make: Maker = as_it_is) -> int:
     """Compute the layers of a model so that are held in 8 bits; returns how many there are."""
     layers = [layer for layer in model.modules() if type(layer) is nn.Linear and _codes(layer) is not None]
     if not layers or lacking():
         return 0
+    own = make(rounded, rounded_at_once)
     for layer in layers:
         codes: Any = _codes(layer)
-        vars(layer)[WHOLE] = Both(codes.qdata, codes.scale.flatten())
+        vars(layer)[WHOLE] = Both(codes.qdata, codes.scale.flatten(), own)
     return len(layers) + _take_head(model)
 
 

@@ -23,6 +23,7 @@ from transformers.activations import GELUTanh
 from tunesmith.models.device import untyped
 from tunesmith.models.fast import plain
 from tunesmith.models.fast._affine import Affine, affine_of, settled
+from tunesmith.models.fast._pieces import Maker, as_it_is
 from tunesmith.models.fast._trial import take
 
 PARTS = ("gate_proj", "up_proj", "down_proj")
@@ -30,29 +31,39 @@ aten: Any = torch.ops.aten
 
 
 class Gate(NamedTuple):
-    """An activation, and what it makes of a gradient, in that gradient's place: dy * act'(x) of dy and x."""
+    """What stands between the products, of g and u [N, F].
 
-    value: Callable[[Tensor], Tensor]
-    back: Callable[[Tensor, Tensor], Tensor]
+    value: h = act(g) * u; slopes: of dh, g and u, h again, dg and du, of which one may lie in dh's place.
+    """
+
+    value: Callable[[Tensor, Tensor], Tensor]
+    slopes: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
 
 
-def _silu_back(dy: Tensor, x: Tensor) -> Tensor:
-    return aten.silu_backward.grad_input(dy, x, grad_input=dy)  # type: ignore[no-any-return]
+def _gate(act: Callable[[Tensor], Tensor], back: Callable[[Tensor, Tensor], Tensor]) -> Gate:
+    """back: dy * act'(x) of dy and x."""
+
+    def value(g: Tensor, u: Tensor) -> Tensor:
+        return act(g).mul_(u)
+
+    def slopes(dh: Tensor, g: Tensor, u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        shown = act(g)
+        return shown * u, back(dh * u, g), shown.mul_(dh)
+
+    return Gate(value, slopes)
 
 
 def _gelu(approximate: str) -> Gate:
-    def back(dy: Tensor, x: Tensor) -> Tensor:
-        return aten.gelu_backward.grad_input(dy, x, approximate=approximate, grad_input=dy)  # type: ignore[no-any-return]
-
-    return Gate(partial(F.gelu, approximate=approximate), back)
+    return _gate(partial(F.gelu, approximate=approximate), partial(aten.gelu_backward, approximate=approximate))
 
 
-GATES = {"silu": Gate(F.silu, _silu_back), "gelu": _gelu("none"), "tanh": _gelu("tanh")}
+GATES = {"silu": _gate(F.silu, aten.silu_backward), "gelu": _gelu("none"), "tanh": _gelu("tanh")}
 
 
-def pull(model: nn.Module) -> int:
+def pull(model: nn.Module, make: Maker = as_it_is) -> int:
     """Compute a model's gated MLPs so; returns how many there are."""
-    return take(model, "mlp", _forward, _looks_alike, lambda part: part.gate_proj.in_features)
+    gates = {name: Gate(make(gate.value), make(gate.slopes)) for name, gate in GATES.items()}
+    return take(model, "mlp", partial(_forward, gates), _looks_alike, lambda part: part.gate_proj.in_features)
 
 
 def _looks_alike(part: Any) -> bool:
@@ -71,7 +82,7 @@ def gate_of(activation: object) -> str | None:
     return "gelu" if isinstance(activation, nn.GELU) or type(activation).__name__ == "GELUActivation" else None
 
 
-def _forward(part: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+def _forward(gates: dict[str, Gate], part: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     ready = None if args or kwargs else settled(x, *(affine_of(getattr(part, name)) for name in PARTS))
     gate = gate_of(part.act_fn)
     if ready is None or gate is None:
@@ -79,7 +90,7 @@ def _forward(part: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     x, layers = ready
     with untyped(x):
         tensors = [tensor for layer in layers for tensor in layer.tensors]
-        return Gated.apply(x, gate, [layer.rest for layer in layers], *tensors)  # type: ignore[no-any-return]
+        return Gated.apply(x, gates[gate], [layer.rest for layer in layers], *tensors)  # type: ignore[no-any-return]
 
 
 def _layers(tensors: Any, rests: list[tuple[Any, ...]]) -> list[Affine]:
@@ -90,13 +101,13 @@ class Gated(Function):
     """x [..., d] through a gated MLP, to [..., d]."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, gate: str, rests: list[tuple[Any, ...]], *tensors: Tensor | None) -> Tensor:
+    def forward(ctx: Any, x: Tensor, gate: Gate, rests: list[tuple[Any, ...]], *tensors: Tensor | None) -> Tensor:
         first, second, last = _layers(tensors, rests)
         rows = x.reshape(-1, x.shape[-1])
         read = first.read(rows)
         (g, tg), (u, tu) = first.forward(rows, read), second.forward(rows, read)
         del read
-        y, th = last.forward(GATES[gate].value(g).mul_(u))
+        y, th = last.forward(gate.value(g, u))
         ctx.gate, ctx.rests = gate, rests
         learns = any(ctx.needs_input_grad[3:11])
         ctx.save_for_backward(rows if learns else None, g, u, tg, tu, th, *tensors)
@@ -107,15 +118,13 @@ class Gated(Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:  # type: ignore[override]
         rows, g, u, tg, tu, th, *tensors = ctx.saved_tensors
         first, second, last = _layers(tensors, ctx.rests)
-        needs, gate = ctx.needs_input_grad[3:], GATES[ctx.gate]
+        needs = ctx.needs_input_grad[3:]
         dy = grads[0].reshape(-1, grads[0].shape[-1])
         dh, vh = last.backward(dy)
-        value = gate.value(g)
-        h = value * u
+        h, dg, du = ctx.gate.slopes(dh, g, u)
+        del dh
         learned = last.learned(needs[8:], h, dy, th, vh)
-        dg = gate.back(torch.mul(dh, u, out=h), g)
-        du = dh.mul_(value)
-        del value
+        del h
         dx, vg = first.backward(dg)
         dx, vu = second.backward(du, into=dx)
         learned = (
