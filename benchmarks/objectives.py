@@ -16,7 +16,7 @@ from pathlib import Path
 
 from bench import material, updates
 from bench.agree import refuse
-from bench.contestants import in_both_ways
+from bench.contestants import in_each_way
 from bench.rounds import alternate
 from bench.shapes import SHAPES
 from bench.side import Side
@@ -48,7 +48,7 @@ def measured(asked: argparse.Namespace, objective: str) -> Group:
         material.model(shape, place / "model")
         updates.write(rows, place)
         settings = {"place": scratch, "objective": objective, "updates": asked.updates}
-        own = in_both_ways("bench.our_updates:update", settings, {"TUNESMITH_CACHE": str(place / "cache")})
+        own = in_each_way("bench.our_updates:update", settings, {"TUNESMITH_CACHE": str(place / "cache")})
         sides = [*own, Side("TRL", "peers.trl_updates:update", settings, "peer", "trl")]
         told = alternate(sides, asked.repeats, check=lambda found: refuse(found, WITHIN[objective], {}))
     return group(asked, objective, told, rows)

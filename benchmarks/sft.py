@@ -5,7 +5,7 @@
 
 One step over all rows: rank 8, alpha 16, all linear layers, no dropout, float32, AdamW, one thread. The loss, the norm
 of the gradient and the number of learned tokens are compared first. Measured is the trainer's own loop with what it
-does beside (collating, clipping, logging), not its start. A side over an int8 base stands beside them.
+does beside (collating, clipping, logging), not its start. Sides over an int8 base stand beside them.
 """
 
 from __future__ import annotations
@@ -17,8 +17,11 @@ from bench.side import Side
 from bench.training import ROUGH, Contest, Work, chosen, command, options, shape_of, show
 
 SEEN = "packing, rows see each other"
-ROUNDED = Side("tunesmith, int8 base", "bench.ours:train", {"model": {"quantize": "int8"}})
-LOOSE = {"TRL, defaults": ROUGH, f"LLaMA-Factory, {SEEN}": {"learned": 0}, ROUNDED.name: ROUGH}
+ROUNDED = [
+    Side(f"tunesmith, int8 base{name}", "bench.ours:train", {"model": {"quantize": "int8", "fast": fast}})
+    for name, fast in {"": "auto", ", fast long": "long"}.items()
+]
+LOOSE = {"TRL, defaults": ROUGH, f"LLaMA-Factory, {SEEN}": {"learned": 0}, **{side.name: ROUGH for side in ROUNDED}}
 """TRL multiplies in bfloat16 by default; where rows see each other the loss is another one; int8 rounds the base."""
 
 
@@ -47,11 +50,8 @@ def main() -> None:
     asked = parser.parse_args()
     shape = shape_of(asked)
     work = Work(shape.name, "LoRA, one step", "LoRA，一步", shape, "lora", "instructions", asked.rows)
-    show(
-        "sft",
-        Contest(work, chosen([*ours(), ROUNDED, *peers(asked.batch)], asked), LOOSE).measured(asked.repeats, command()),
-        asked,
-    )
+    sides = chosen([*ours(), *ROUNDED, *peers(asked.batch)], asked)
+    show("sft", Contest(work, sides, LOOSE).measured(asked.repeats, command()), asked)
 
 
 if __name__ == "__main__":

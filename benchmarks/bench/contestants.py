@@ -15,15 +15,21 @@ KEPT: dict[str, Any] = {"disable_gradient_checkpointing": True}
 
 def ours(**settings: Any) -> list[Side]:
     """tunesmith's training."""
-    return in_both_ways("bench.ours:train", settings, {})
+    return in_each_way("bench.ours:train", settings, {})
 
 
-def in_both_ways(work: str, settings: dict[str, Any], variables: dict[str, str]) -> list[Side]:
-    """tunesmith as it is, and with the levers of `model.fast` off."""
-    off = {**settings, "model": {**settings.get("model", {}), "fast": "off"}}
+def in_each_way(work: str, settings: dict[str, Any], variables: dict[str, str]) -> list[Side]:
+    """tunesmith as it is, with compiled pieces (`model.fast: long`; compiled before time is taken), and plain."""
+    kinds: dict[str, Kind] = {"auto": "ours", "long": "ours", "off": "plain"}
     return [
-        Side("tunesmith", work, settings, "ours", variables=variables),
-        Side("tunesmith, fast off", work, off, "plain", variables=variables),
+        Side(
+            "tunesmith" if fast == "auto" else f"tunesmith, fast {fast}",
+            work,
+            {**settings, "model": {**settings.get("model", {}), "fast": fast}},
+            kind,
+            variables=variables,
+        )
+        for fast, kind in kinds.items()
     ]
 
 

@@ -11,6 +11,8 @@ row, so nothing is drawn and what is rounded cancels out over tokens. (Dithering
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -27,10 +29,38 @@ GOLDEN = 0.6180339887498949
 _UPRIGHT = torch.finfo(torch.float32).tiny
 
 
-class WholeHead(Value):
-    """The matrix W [V, d] of a last layer, in whole numbers both ways."""
+def levelled(z: Tensor, by: Tensor, levels: Tensor, between: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Shares of a softmax in levels: bytes [n, V], their plain sum [n, 1] and the largest z [n, 1].
 
-    def __init__(self, weight: Tensor) -> None:
+    z [n, V]: logits, written over; by [n, 1]: what they are multiplied by; levels [V]: those of a share of 1, with the
+    largest logit's share as 1; between [n, V]: what is added before the rest is cut off.
+    """
+    places = torch.empty(z.shape, dtype=torch.uint8)
+    total, largest = torch.empty_like(by), torch.empty_like(by)
+    size = fitting(z.shape[1])
+    parts = (part.split(size) for part in (z, by, between, places, total, largest))
+    for own, scale, above, place, summed, most in zip(*parts, strict=True):
+        torch.amax(own, dim=1, keepdim=True, out=most)
+        torch.sum(own.sub_(most).mul_(scale).exp_(), dim=1, keepdim=True, out=summed)
+        place.copy_(own.mul_(levels).add_(above))
+    return places, total, largest
+
+
+def levelled_at_once(z: Tensor, by: Tensor, levels: Tensor, between: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """What `levelled` gives, without blocks: for a compiler, which needs none."""
+    largest = z.amax(dim=1, keepdim=True)
+    shares = ((z - largest) * by).exp()
+    return (shares * levels + between).to(torch.int32).to(torch.uint8), shares.sum(dim=1, keepdim=True), largest
+
+
+Levelled = Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
+
+
+class WholeHead(Value):
+    """The matrix W [V, d] of a last layer, in whole numbers both ways; levelled: as this file's."""
+
+    def __init__(self, weight: Tensor, levelled: Levelled = levelled) -> None:
+        self._levelled = levelled
         weight = weight.detach().float()
         scales = weight.abs().amax(dim=1).div_(127).clamp_min_(_UPRIGHT)
         codes = torch.div(weight, scales[:, None]).round_().to(torch.int8)
@@ -48,36 +78,25 @@ class WholeHead(Value):
         for states, right, value, slope in zip(
             *(part.split(self._rows) for part in (hidden, tokens, values, out)), strict=True
         ):
-            levels, shares = self._levelled(states, right, value, scale)
+            levels, shares = self._shares(states, right, value, scale)
             rest = self._spread(levels).mul_(shares.mul_(self._unit))
             torch.mul(self.weight[right], value.expm1().neg_()[:, None], out=slope).sub_(rest)
         return values, out if scale == 1.0 else out.mul_(scale)
 
-    def _levelled(self, states: Tensor, tokens: Tensor, values: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    def _shares(self, states: Tensor, tokens: Tensor, values: Tensor, scale: float) -> tuple[Tensor, Tensor]:
         """[n, V] levels of the shares of other tokens than the right ones, and [n, 1] what a level's 1 stands for.
 
         values: where log p is written.
         """
         digits, scales = rounded(states)
-        logits = self._there.bytes(digits)
-        levels, shares = torch.empty(logits.shape, dtype=torch.uint8), torch.empty_like(scales)
+        logits, by, right = self._there.bytes(digits), scales.mul_(scale), tokens[:, None]
+        own = logits.gather(1, right).mul_(by)
         between = self._between.as_strided((len(logits), logits.shape[1]), (1, 1))
-        size = fitting(logits.shape[1])
-        for z, right, by, above, place, value, share in zip(
-            *(
-                part.split(size)
-                for part in (logits, tokens[:, None], scales.mul_(scale), between, levels, values[:, None], shares)
-            ),
-            strict=True,
-        ):
-            own = z.mul_(by).gather(1, right)
-            largest = z.scatter_(1, right, -torch.inf).amax(dim=1, keepdim=True)
-            others = z.sub_(largest).exp_().sum(dim=1, keepdim=True).log_().add_(largest)
-            every = torch.logaddexp(others, own)
-            torch.sub(own, every, out=value)
-            torch.sub(largest, every, out=share).exp_()
-            place.copy_(z.mul_(self._levels).add_(above))
-        return levels, shares
+        levels, total, largest = self._levelled(logits.scatter_(1, right, -torch.inf), by, self._levels, between)
+        largest = largest.mul_(by)
+        every = torch.logaddexp(total.log_().add_(largest), own)
+        torch.sub(own, every, out=values[:, None])
+        return levels, largest.sub_(every).exp_()
 
     def _spread(self, levels: Tensor) -> Tensor:
         """[n, d] the sum of the codes of all tokens, each as often as its level."""

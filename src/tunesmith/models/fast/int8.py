@@ -21,7 +21,7 @@ from tunesmith.models.fast import WHOLE
 from tunesmith.models.fast._pieces import Maker, as_it_is
 from tunesmith.models.likelihood import IN_WHOLE
 from tunesmith.models.whole import Added, Digits, Rounded, Value, Whole, lacking, rounded, rounded_at_once
-from tunesmith.models.whole_head import WholeHead
+from tunesmith.models.whole_head import WholeHead, levelled, levelled_at_once
 
 FORWARD: Digits = 1
 BACKWARD: Digits = 1
@@ -67,16 +67,16 @@ def pull(model: nn.Module, make: Maker = as_it_is) -> int:
     for layer in layers:
         codes: Any = _codes(layer)
         vars(layer)[WHOLE] = Both(codes.qdata, codes.scale.flatten(), own)
-    return len(layers) + _take_head(model)
+    return len(layers) + _take_head(model, make)
 
 
-def _take_head(model: nn.Module) -> int:
+def _take_head(model: nn.Module, make: Maker) -> int:
     """Hold the last layer in whole numbers too, beside its weights, if it is a plain one that stays as it is."""
     base = next((part for part in model.modules() if isinstance(part, PreTrainedModel)), None)
     layer = None if base is None else base.get_output_embeddings()
     if type(layer) is not nn.Linear or layer.weight.requires_grad or layer.weight.dtype != torch.float32:
         return 0
-    vars(layer)[IN_WHOLE] = WholeHead(layer.weight)
+    vars(layer)[IN_WHOLE] = WholeHead(layer.weight, make(levelled, levelled_at_once))
     return 1
 
 
