@@ -185,10 +185,8 @@ class _Hand:
         precise = hidden.dtype in (torch.float32, torch.float64)
         self.logits = hidden.new_empty(shape) if precise else None
         self.kind = hidden.dtype if precise else torch.float32
-        cached = hidden.device.type == "cpu" and head.cap is None
-        self.room = hidden.new_empty(
-            (min(shape[0], fitting(shape[1])) if cached else shape[0], shape[1]), dtype=self.kind
-        )
+        self.cached = hidden.device.type == "cpu" and head.cap is None
+        self.room = hidden.new_empty((0 if self.cached else shape[0], shape[1]), dtype=self.kind)
 
     def values(self) -> Tensor:
         """[M] log p alone."""
@@ -204,10 +202,10 @@ class _Hand:
         for states, tokens in self._parts():
             rows = slice(start, start := start + len(tokens))
             own = self.room.new_ones(len(tokens)) if weights is None else weights[rows].to(self.kind)
-            found, logits, shares = self._shares(states, tokens)
+            found, logits, shares, total = self._shares(states, tokens)
             values.append(found)
-            aim, spread = self._bent(logits, shares, tokens)
-            aim, own = aim * own * self.head.scale, own * self.head.scale
+            aim, spread = self._bent(logits, shares, tokens, total)
+            aim, own = aim * own * self.head.scale, own * self.head.scale / total
             if hidden is not None:
                 right = self.weight[tokens].mul_(aim[:, None].to(states.dtype))
                 hidden[rows] = right.sub_((spread.to(states.dtype) @ self.weight).mul_(own[:, None].to(states.dtype)))
@@ -221,19 +219,30 @@ class _Hand:
     def _parts(self) -> Iterator[tuple[Tensor, Tensor]]:
         return iter(self.head.chunks(self.hidden, self.tokens))
 
-    def _shares(self, states: Tensor, tokens: Tensor, *, wanted: bool = True) -> tuple[Tensor, Tensor, Tensor]:
-        """[n] log p, [n, V] logits and shares; without a cap, where nobody asks for logits, shares take their place.
+    def _shares(self, states: Tensor, tokens: Tensor, *, wanted: bool = True) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """[n] log p, [n, V] logits, [n, V] shares and [n] what they add up to.
 
-        On a processor a few rows at a time, which stay in its cache. wanted: whether shares are.
+        Without a cap, where nobody asks for logits, shares take their place. wanted: whether shares are.
         """
-        logits, values = self._logits(states), list[Tensor]()
-        size, shares = len(self.room), logits if self.head.cap is None else self.room[: len(tokens)]
-        for z, right, share in zip(logits.split(size), tokens.split(size), shares.split(size), strict=True):
-            known = torch.log_softmax(z, dim=-1, out=self.room[: len(z)])  # type: ignore[call-overload]
-            values.append(self.head.picked(known, right))
-            if wanted:
-                torch.exp(known, out=share)
-        return torch.cat(values), logits, shares
+        logits = self._logits(states)
+        if self.cached:
+            values, total = self._shares_in_cache(logits, tokens)
+            return values, logits, logits, total
+        known = torch.log_softmax(logits, dim=-1, out=self.room[: len(logits)])  # type: ignore[call-overload]
+        values = self.head.picked(known, tokens)
+        shares = torch.exp(known, out=logits if self.head.cap is None else known) if wanted else known
+        return values, logits, shares, torch.ones_like(values)
+
+    def _shares_in_cache(self, logits: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """[n] log p and [n] the sums of shares, which take the logits' place, the largest as 1; a few rows at a time."""
+        values, total = logits.new_empty(2, len(logits), 1)
+        size = fitting(logits.shape[1])
+        parts = (part.split(size) for part in (logits, tokens, values, total))
+        for z, right, value, summed in zip(*parts, strict=True):
+            picked, largest = self.head.picked(z, right)[:, None], z.amax(dim=1, keepdim=True)
+            torch.sum(z.sub_(largest).exp_(), dim=1, keepdim=True, out=summed)
+            torch.sub(picked, largest.add_(summed.log()), out=value)
+        return values[:, 0], total[:, 0]
 
     def _logits(self, states: Tensor) -> Tensor:
         """[n, V]"""
@@ -252,12 +261,12 @@ class _Hand:
             logits.div_(head.cap).tanh_().mul_(head.cap)
         return logits
 
-    def _bent(self, logits: Tensor, shares: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """The slope of log p by the logits before their cap: `aim` [n] at the token, less `spread` [n, V]."""
+    def _bent(self, logits: Tensor, shares: Tensor, tokens: Tensor, total: Tensor) -> tuple[Tensor, Tensor]:
+        """The slope of log p by the logits before their cap: `aim` [n] at the token, less `spread` [n, V] / total."""
         smoothing = self.head.smoothing
         aim = shares.new_full((len(tokens),), 1 - smoothing)
         if smoothing:
-            shares.sub_(smoothing / self.head.entries)
+            shares.sub_(total[:, None], alpha=smoothing / self.head.entries)
         if self.head.cap is not None:
             bend = logits.div_(self.head.cap).square_().neg_().add_(1)
             aim = aim * bend.gather(-1, tokens[:, None])[:, 0]
