@@ -234,7 +234,7 @@ class _Hand:
         return values, logits, shares, torch.ones_like(values)
 
     def _shares_in_cache(self, logits: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """[n] log p and [n] the sums of shares, which take the logits' place, the largest as 1; a few rows at a time."""
+        """[n] log p and [n] the sums of shares, in the place of the logits, the largest as 1; a few rows at a time."""
         values, total = logits.new_empty(2, len(logits), 1)
         size = fitting(logits.shape[1])
         parts = (part.split(size) for part in (logits, tokens, values, total))
