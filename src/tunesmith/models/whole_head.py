@@ -18,8 +18,8 @@ from torch import Tensor
 
 from tunesmith.models.whole import Value, Whole, fitting, rounded
 
-LOGITS = 6 << 20
-"""Logits that exist at once: 24 MiB, small enough to be the same memory again each time."""
+LOGITS = 12 << 20
+"""Logits that exist at once: 48 MiB."""
 LEAST = 64
 """Rows that a product is worth its price for."""
 LEVELS = 254

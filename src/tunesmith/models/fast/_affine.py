@@ -10,6 +10,7 @@ operations and no new memory: on a processor most of the price of PEFT's own way
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol, cast
 
 import torch
@@ -57,25 +58,8 @@ class Affine(NamedTuple):
         """What it is not told of."""
         return self[4:]
 
-    def read(self, x: Tensor) -> Rounded | None:
-        """What layers over matrices that are no tensors make of x [N, in] first; None where there is nothing."""
-        return None if self.matrix is None else self.matrix.read(x)
-
-    def forward(self, x: Tensor, read: Rounded | None = None) -> tuple[Tensor, Tensor | None]:
-        """x [N, in] to y [N, out], and t [N, r] where there is a change; read: what another layer has read of x."""
-        if self.down is None or self.up is None:
-            return self._product(x, None, read), None
-        t = x @ self.down.t()
-        return self._product(x, Added(t, self.up.t(), self.scale), read), t
-
-    def backward(self, dy: Tensor, into: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
-        """dy [N, out] to dx [N, in], added to `into` where that is given, and v [N, r] where there is a change."""
-        if self.down is None or self.up is None:
-            return self._product_back(dy, None, into), None
-        v = dy @ self.up
-        return self._product_back(dy, Added(v, self.down, self.scale), into), v
-
-    def _product(self, x: Tensor, added: Added | None, read: Rounded | None) -> Tensor:
+    def forward(self, x: Tensor, added: Added | None, read: Rounded | None) -> Tensor:
+        """x W' + b, [N, in] to [N, out], with a product added; read: what `matrix` makes of x first."""
         if self.matrix is not None:
             y = self.matrix.forward(x, added, read)
             return y if self.bias is None else y.add_(self.bias)
@@ -83,26 +67,77 @@ class Affine(NamedTuple):
         y = x @ weight.t() if self.bias is None else torch.addmm(self.bias, x, weight.t())
         return y if added is None else added.to(y)
 
-    def _product_back(self, dy: Tensor, added: Added | None, into: Tensor | None) -> Tensor:
+    def backward(self, dy: Tensor, added: Added | None, into: Tensor | None) -> Tensor:
+        """dy W, [N, out] to [N, in], with a product added, itself added to `into` where that is given."""
         if self.matrix is not None:
             return self.matrix.backward(dy, added, into)
         weight = cast(Tensor, self.weight)
         dx = dy @ weight if into is None else into.addmm_(dy, weight)
         return dx if added is None else added.to(dx)
 
+
+class Readers:
+    """Layers that read the same rows, with one product for the first matrices of all changes, and one buffer for dx."""
+
+    def __init__(self, tensors: Sequence[Tensor | None], rests: Sequence[tuple[Any, ...]]) -> None:
+        """tensors: of all layers, one layer after the other; rests: `Affine.rest` of each."""
+        self.layers = [Affine(*tensors[4 * n : 4 * n + 4], *rest) for n, rest in enumerate(rests)]  # type: ignore[arg-type]
+        self.ranks = [0 if layer.down is None else len(layer.down) for layer in self.layers]
+
+    def forward(self, x: Tensor) -> tuple[list[Tensor], Tensor | None]:
+        """x [N, in] to a y [N, out] for each layer, and t of all changes, [N, sum of r]."""
+        matrix, down = self.layers[0].matrix, self._down()
+        read = None if matrix is None else matrix.read(x)
+        t = None if down is None else x @ down.t()
+        added = [
+            None if own is None or layer.up is None else Added(own, layer.up.t(), layer.scale)
+            for layer, own in zip(self.layers, self._split(t, 1), strict=True)
+        ]
+        return [layer.forward(x, more, read) for layer, more in zip(self.layers, added, strict=True)], t
+
+    def backward(self, dys: Sequence[Tensor]) -> tuple[Tensor, Tensor | None]:
+        """A dy [N, out] for each layer to dx [N, in], and s v of all changes, [N, sum of r]."""
+        dx, down, v = None, self._down(), self._back(dys)
+        for layer, dy in zip(self.layers, dys, strict=True):
+            last = layer is self.layers[-1] and down is not None and v is not None
+            dx = layer.backward(dy, Added(v, down, 1.0) if last else None, dx)  # type: ignore[arg-type]
+        return cast(Tensor, dx), v
+
     def learned(
-        self, needs: tuple[bool, ...], x: Tensor, dy: Tensor, t: Tensor | None, v: Tensor | None
-    ) -> tuple[Tensor | None, ...]:
-        """The gradients of `tensors`, None for those that `needs` leaves out; v is found where it is None."""
-        weight, bias, down, up = needs
-        if down and v is None and self.up is not None:
-            v = dy @ self.up
-        return (
-            dy.t() @ x if weight else None,
-            dy.sum(dim=0) if bias else None,
-            (v.t() @ x).mul_(self.scale) if down and v is not None else None,
-            (t.t() @ dy).t().mul(self.scale) if up and t is not None else None,
-        )
+        self, needs: Sequence[bool], x: Tensor, dys: Sequence[Tensor], t: Tensor | None, v: Tensor | None
+    ) -> list[Tensor | None]:
+        """The gradients of the tensors, None for those that `needs` leaves out; v is found where it is None."""
+        down = None
+        if any(needs[2::4]):
+            v = self._back(dys) if v is None else v
+            down = None if v is None else v.t() @ x
+        out: list[Tensor | None] = []
+        parts = zip(self.layers, dys, self._split(t, 1), self._split(down, 0), strict=True)
+        for n, (layer, dy, own, slope) in enumerate(parts):
+            weight, bias, needs_down, up = needs[4 * n : 4 * n + 4]
+            out += [
+                dy.t() @ x if weight else None,
+                dy.sum(dim=0) if bias else None,
+                slope if needs_down else None,
+                (own.t() @ dy).t().mul(layer.scale) if up and own is not None else None,
+            ]
+        return out
+
+    def _down(self) -> Tensor | None:
+        downs = [layer.down for layer in self.layers if layer.down is not None]
+        return torch.cat(downs) if len(downs) > 1 else next(iter(downs), None)
+
+    def _back(self, dys: Sequence[Tensor]) -> Tensor | None:
+        parts = zip(dys, self.layers, strict=True)
+        found = [(dy @ layer.up).mul_(layer.scale) for dy, layer in parts if layer.up is not None]
+        return torch.cat(found, dim=1) if len(found) > 1 else next(iter(found), None)
+
+    def _split(self, whole: Tensor | None, dim: int) -> list[Tensor | None]:
+        """For each layer its part of what is there for all; None for those without a change."""
+        if whole is None:
+            return [None] * len(self.layers)
+        parts = whole.split(self.ranks, dim)
+        return [part if rank else None for part, rank in zip(parts, self.ranks, strict=True)]
 
 
 def affine_of(layer: Any) -> Affine | None:

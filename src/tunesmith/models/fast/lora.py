@@ -2,19 +2,26 @@
 
 The arithmetic is that of `_affine`. Layers with several adapters, DoRA or dropout that does something, and layers that
 are not PEFT's own `Linear`, are computed by PEFT.
+
+An attention's queries, keys and values are read from the same states by layers that are called one after the other:
+the first call computes all of them (`Together`).
 """
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, cast
 
+import torch
 from torch import Tensor, nn
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
-from tunesmith.models.device import untyped
+from tunesmith.models.device import autocasts, untyped
 from tunesmith.models.fast import bind, plain
-from tunesmith.models.fast._affine import Affine, affine_of, has_change, settled
+from tunesmith.models.fast._affine import Affine, Readers, affine_of, has_change, settled
+
+SIBLINGS = ("q_proj", "k_proj", "v_proj")
 
 
 def pull(model: nn.Module) -> int:
@@ -22,37 +29,93 @@ def pull(model: nn.Module) -> int:
     layers = [layer for layer in model.modules() if has_change(layer)]
     for layer in layers:
         bind(layer, _forward, "lora")
+    for parent in model.modules():
+        siblings = [part for name in SIBLINGS if has_change(part := cast(nn.Module, getattr(parent, name, None)))]
+        if len(siblings) > 1:
+            together = Together(tuple(siblings))
+            for layer in siblings:
+                bind(layer, together.forward, "lora")
     return len(layers)
 
 
 def _forward(layer: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     ready = None if args or kwargs else settled(x, affine_of(layer))
-    if ready is None:
-        return plain(layer, x, *args, **kwargs)
-    x, (affine,) = ready
+    return plain(layer, x, *args, **kwargs) if ready is None else _changed(*ready)[0]
+
+
+def _changed(x: Tensor, layers: tuple[Affine, ...]) -> tuple[Tensor, ...]:
     with untyped(x):
-        return Changed.apply(x, affine.rest, *affine.tensors)  # type: ignore[no-any-return]
+        tensors = [tensor for layer in layers for tensor in layer.tensors]
+        return Changed.apply(x, [layer.rest for layer in layers], *tensors)  # type: ignore[no-any-return]
+
+
+@dataclass(frozen=True, slots=True)
+class _Kept:
+    """What was computed of x at once for layers that have not been called yet, with what these were."""
+
+    x: Tensor
+    version: int
+    grad: bool
+    others: dict[nn.Module, tuple[Affine, Tensor]]
+
+
+class Together:
+    """Layers that read the same states, the first of which computes for all.
+
+    Another layer takes what is there for it if it is called with the very same states, unchanged, and is what it was;
+    else it computes alone. What nobody took is dropped when the first is called again.
+    """
+
+    def __init__(self, layers: tuple[nn.Module, ...]) -> None:
+        self.layers = layers
+        self._kept: _Kept | None = None
+
+    def forward(self, layer: nn.Module, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """x [..., in] through one of the layers, to [..., out]."""
+        if args or kwargs or autocasts(x) or torch.compiler.is_compiling():
+            return _forward(layer, x, *args, **kwargs)
+        if layer is not self.layers[0]:
+            found = self._taken(layer, x)
+            return _forward(layer, x) if found is None else found
+        self._kept = None
+        ready = settled(x, *(affine_of(each) for each in self.layers))
+        if ready is None:
+            return _forward(layer, x)
+        first, *others = _changed(*ready)
+        each = dict(zip(self.layers[1:], zip(ready[1][1:], others, strict=True), strict=True))
+        self._kept = _Kept(x, x._version, torch.is_grad_enabled(), each)
+        return first
+
+    def _taken(self, layer: nn.Module, x: Tensor) -> Tensor | None:
+        kept = self._kept
+        if kept is None or kept.x is not x or (kept.version, kept.grad) != (x._version, torch.is_grad_enabled()):
+            return None
+        was, found = kept.others.pop(layer, (None, None))
+        if not kept.others:
+            self._kept = None
+        now = affine_of(layer)
+        same = was is not None and now is not None and all(a is b for a, b in zip(now[:4], was[:4], strict=True))
+        return found if same and cast(Affine, now).rest == cast(Affine, was).rest else None
 
 
 class Changed(Function):
-    """x [..., in] through a matrix with a change beside it, to [..., out]."""
+    """x [..., in] through matrices with a change beside them, to a tuple of [..., out]."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, rest: tuple[Any, ...], *tensors: Tensor | None) -> Tensor:
-        affine = Affine(*tensors, *rest)  # type: ignore[arg-type]
+    def forward(ctx: Any, x: Tensor, rests: list[tuple[Any, ...]], *tensors: Tensor | None) -> tuple[Tensor, ...]:
         rows = x.reshape(-1, x.shape[-1])
-        y, t = affine.forward(rows)
-        ctx.rest = rest
+        ys, t = Readers(tensors, rests).forward(rows)
+        ctx.rests = rests
         ctx.save_for_backward(rows if any(ctx.needs_input_grad[2:]) else None, t, *tensors)
-        return y.view(*x.shape[:-1], -1)
+        return tuple(y.view(*x.shape[:-1], -1) for y in ys)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:  # type: ignore[override]
         rows, t, *tensors = ctx.saved_tensors
-        affine = Affine(*tensors, *ctx.rest)  # type: ignore[call-arg]
+        readers = Readers(tensors, ctx.rests)
         own, _, *needs = ctx.needs_input_grad
-        dy = grads[0].reshape(-1, grads[0].shape[-1])
-        dx, v = affine.backward(dy) if own else (None, None)
-        learned = affine.learned(tuple(needs), rows, dy, t, v)
+        dys = [dy.reshape(-1, dy.shape[-1]) for dy in grads]
+        dx, v = readers.backward(dys) if own else (None, None)
+        learned = readers.learned(needs, rows, dys, t, v)
         return dx if dx is None else dx.view(*grads[0].shape[:-1], -1), None, *learned

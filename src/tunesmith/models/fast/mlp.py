@@ -22,7 +22,7 @@ from transformers.activations import GELUTanh
 
 from tunesmith.models.device import untyped
 from tunesmith.models.fast import plain
-from tunesmith.models.fast._affine import Affine, affine_of, settled
+from tunesmith.models.fast._affine import Readers, affine_of, settled
 from tunesmith.models.fast._pieces import Maker, as_it_is
 from tunesmith.models.fast._trial import take
 
@@ -93,43 +93,31 @@ def _forward(gates: dict[str, Gate], part: Any, x: Tensor, *args: Any, **kwargs:
         return Gated.apply(x, gates[gate], [layer.rest for layer in layers], *tensors)  # type: ignore[no-any-return]
 
 
-def _layers(tensors: Any, rests: list[tuple[Any, ...]]) -> list[Affine]:
-    return [Affine(*tensors[4 * n : 4 * n + 4], *rest) for n, rest in enumerate(rests)]  # type: ignore[call-arg]
-
-
 class Gated(Function):
     """x [..., d] through a gated MLP, to [..., d]."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, gate: Gate, rests: list[tuple[Any, ...]], *tensors: Tensor | None) -> Tensor:
-        first, second, last = _layers(tensors, rests)
         rows = x.reshape(-1, x.shape[-1])
-        read = first.read(rows)
-        (g, tg), (u, tu) = first.forward(rows, read), second.forward(rows, read)
-        del read
-        y, th = last.forward(gate.value(g, u))
+        (g, u), t = Readers(tensors[:8], rests[:2]).forward(rows)
+        (y,), th = Readers(tensors[8:], rests[2:]).forward(gate.value(g, u))
         ctx.gate, ctx.rests = gate, rests
         learns = any(ctx.needs_input_grad[3:11])
-        ctx.save_for_backward(rows if learns else None, g, u, tg, tu, th, *tensors)
+        ctx.save_for_backward(rows if learns else None, g, u, t, th, *tensors)
         return y.view(*x.shape[:-1], -1)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:  # type: ignore[override]
-        rows, g, u, tg, tu, th, *tensors = ctx.saved_tensors
-        first, second, last = _layers(tensors, ctx.rests)
+        rows, g, u, t, th, *tensors = ctx.saved_tensors
+        pair, last = Readers(tensors[:8], ctx.rests[:2]), Readers(tensors[8:], ctx.rests[2:])
         needs = ctx.needs_input_grad[3:]
         dy = grads[0].reshape(-1, grads[0].shape[-1])
-        dh, vh = last.backward(dy)
+        dh, vh = last.backward([dy])
         h, dg, du = ctx.gate.slopes(dh, g, u)
         del dh
-        learned = last.learned(needs[8:], h, dy, th, vh)
+        learned = last.learned(needs[8:], h, [dy], th, vh)
         del h
-        dx, vg = first.backward(dg)
-        dx, vu = second.backward(du, into=dx)
-        learned = (
-            *first.learned(needs[:4], rows, dg, tg, vg),
-            *second.learned(needs[4:8], rows, du, tu, vu),
-            *learned,
-        )
+        dx, v = pair.backward([dg, du])
+        learned = pair.learned(needs[:8], rows, [dg, du], t, v) + learned
         return dx.view(*grads[0].shape[:-1], -1), None, None, *learned
