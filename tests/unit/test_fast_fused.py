@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from tunesmith.core.problem import Problem
-from tunesmith.models.fast import described, fused, mlp, norm, quicken, release
+from tunesmith.models.fast import described, fused, mlp, norm, quicken, release, rotary
 from tunesmith.models.fast._pieces import as_it_is
 from tunesmith.models.whole import rounded, rounded_at_once
 
@@ -61,6 +61,14 @@ class TestEach:
         same(*each(shape, gate.slopes))
         plain, quick, ((_, g, u),) = each(shape, gate.value)
         same(plain, quick, [(g, u)])
+
+    @pytest.mark.parametrize("back", [False, True])
+    def test_positions(self, shape: tuple[int, int], back: bool) -> None:
+        count, width = shape
+        plain, quick, _ = each(shape, rotary._turn, rotary._turn_at_once)
+        cos, sin = drawn(1, 1, count, width), drawn(1, 1, count, width, seed=1)
+        for x in (drawn(1, 3, count, width), drawn(2, count, 3, width).transpose(1, 2)):
+            same(plain, quick, [(x, cos, sin, back)])
 
     def test_digits(self, shape: tuple[int, int]) -> None:
         """Compiled, sums may be contracted, so that a number between two digits goes the other way."""
@@ -125,8 +133,8 @@ def test_without_a_compiler_it_is_refused(unused: None, tmp_path: Path, monkeypa
 def test_long_is_auto_and_what_is_compiled() -> None:
     model = tiny.model("llama")
     auto, long = quicken(model, "auto", CPU), quicken(model, "long", CPU)
-    assert long == {**auto, "fused": auto["norm"] + auto["mlp"]}
-    assert "fused 10" in described("long", long)
+    assert long == {**auto, "fused": auto["norm"] + auto["mlp"] + auto["rotary"]}
+    assert "fused 13" in described("long", long)
     release(model)
     assert not any("quickened" in vars(part) for part in model.modules())
     assert quicken(model, "long", torch.device("cuda")) == quicken(model, "auto", torch.device("cuda"))
@@ -143,7 +151,7 @@ def test_shapes_are_counted_and_nothing_is_compiled(monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(fused, "compiled", never)
     took = quicken(tiny.model("llama").to("meta"), "long", CPU)
-    assert took["fused"] == took["norm"] + took["mlp"] > 0
+    assert took["fused"] == took["norm"] + took["mlp"] + took["rotary"] > 0
 
 
 def test_a_piece_as_it_is() -> None:

@@ -6,7 +6,7 @@
           ├▶ mlp       gated MLPs as one autograd function
           ├▶ norm      RMS norms in few passes
           ├▶ attention attention over a whole forest at once, on a GPU
-          ├▶ fused     what int8, mlp and norm do between products, compiled by torch; on a processor, for long runs
+          ├▶ fused     what int8, mlp, norm, rotary do, compiled by torch; on a processor, for long runs
           └▶ compile   layers compiled by torch, where it is asked for
                   (`off`: the model's and PEFT's own modules, unchanged)
 
@@ -48,7 +48,7 @@ A file holds `pull(model)`, which changes how the model is computed and returns 
 """
 LONG: Mapping[str, tuple[str, ...]] = {**LEVERS, "fused": ("cpu",)}
 """The devices on which `long` uses them: those of `auto`, and those that cost some seconds once."""
-FUSED = ("int8", "mlp", "norm")
+FUSED = ("int8", "mlp", "norm", "rotary")
 """Levers whose `pull(model, make)` takes how their pieces are made (`_pieces`)."""
 
 WHOLE = "whole_matrix"

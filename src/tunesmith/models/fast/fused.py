@@ -1,11 +1,11 @@
 """The pieces of other levers, each compiled into few passes over memory by torch's inductor, on a processor.
 
-    norm    values, and slopes by states               mlp    the gate, and slopes by what it reads
-    int8    rows in one digit, forward and backward
+    norm    values, and slopes by states               mlp      the gate, and slopes by what it reads
+    int8    rows in one digit; the head's levels       rotary   both ways
 
 Products stay as they are. The first time on a machine the compiler takes about 10 CPU seconds for the first piece and
 one for each other, later 2 in all, since what it makes is kept in the cache; so this is for runs of some minutes or
-more (`model.fast: long`). It needs a C++ compiler. Rotary positions and the head's softmax were measured not to gain.
+more (`model.fast: long`). It needs a C++ compiler. The plain head's softmax was measured not to gain.
 """
 
 from __future__ import annotations
