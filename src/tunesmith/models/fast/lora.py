@@ -63,12 +63,13 @@ class Together:
     """Layers that read the same states, the first of which computes for all.
 
     Another layer takes what is there for it if it is called with the very same states, unchanged, and is what it was;
-    else it computes alone. What nobody took is dropped when the first is called again.
+    else it computes alone. Where something was not taken, as in cross-attention, each computes alone from then on.
     """
 
     def __init__(self, layers: tuple[nn.Module, ...]) -> None:
         self.layers = layers
         self._kept: _Kept | None = None
+        self._apart = False
 
     def forward(self, layer: nn.Module, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """x [..., in] through one of the layers, to [..., out]."""
@@ -77,8 +78,8 @@ class Together:
         if layer is not self.layers[0]:
             found = self._taken(layer, x)
             return _forward(layer, x) if found is None else found
-        self._kept = None
-        ready = settled(x, *(affine_of(each) for each in self.layers))
+        self._apart, self._kept = self._apart or self._kept is not None, None
+        ready = None if self._apart else settled(x, *(affine_of(each) for each in self.layers))
         if ready is None:
             return _forward(layer, x)
         first, *others = _changed(*ready)
