@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -12,7 +13,7 @@ from made_methods import method_of
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from tunesmith.models.fast import lora, quicken, release
+from tunesmith.models.fast import TOGETHER, lora, quicken, release
 
 CPU = torch.device("cpu")
 NAMES = lora.SIBLINGS
@@ -164,7 +165,7 @@ def test_computed_a_second_time(attention: Any) -> None:
 
 
 def test_nothing_is_kept_behind_the_last(attention: Any) -> None:
-    together = attention.q_proj.forward.__func__.__self__
+    together = vars(attention.q_proj)[TOGETHER]
     x = states()
     attention.q_proj(x)
     assert together._kept is not None
@@ -174,4 +175,13 @@ def test_nothing_is_kept_behind_the_last(attention: Any) -> None:
 
 def test_off_again(attention: Any) -> None:
     release(attention)
-    assert all("forward" not in vars(getattr(attention, name)) for name in NAMES)
+    assert not any({"forward", TOGETHER} & set(vars(getattr(attention, name))) for name in NAMES)
+
+
+def test_a_copy_has_its_own(attention: Any, calls: list[int]) -> None:
+    other, x = copy.deepcopy(attention), states()
+    attention.q_proj(x)
+    with torch.no_grad():
+        other.k_proj.lora_B["default"].weight.mul_(2)
+    assert_right(other, x, all_of(other, x))
+    assert calls == [3, 3]

@@ -53,6 +53,8 @@ FUSED = ("int8", "mlp", "norm", "rotary")
 
 WHOLE = "whole_matrix"
 """The attribute of a layer that holds its matrix in whole numbers, both ways."""
+TOGETHER = "read_together"
+"""The attribute of a layer that holds those that read the same states, itself among them."""
 
 
 def quicken(model: nn.Module, chosen: str | Sequence[str], device: torch.device) -> dict[str, int]:
@@ -93,7 +95,7 @@ def release(model: nn.Module) -> None:
     for module in model.modules():
         if "quickened" in vars(module):
             del module.forward, vars(module)["quickened"]
-        for name in (KERNELS, BY_HAND, IN_WHOLE, WHOLE, "_compiled_call_impl"):
+        for name in (KERNELS, BY_HAND, IN_WHOLE, WHOLE, TOGETHER, "_compiled_call_impl"):
             vars(module).pop(name, None)
 
 

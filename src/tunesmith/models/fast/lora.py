@@ -18,7 +18,7 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
 from tunesmith.models.device import autocasts, untyped
-from tunesmith.models.fast import bind, plain
+from tunesmith.models.fast import TOGETHER, bind, plain
 from tunesmith.models.fast._affine import Affine, Readers, affine_of, has_change, settled
 
 SIBLINGS = ("q_proj", "k_proj", "v_proj")
@@ -34,13 +34,21 @@ def pull(model: nn.Module) -> int:
         if len(siblings) > 1:
             together = Together(tuple(siblings))
             for layer in siblings:
-                bind(layer, together.forward, "lora")
+                vars(layer)[TOGETHER] = together
+                bind(layer, _forward_together, "lora")
     return len(layers)
 
 
 def _forward(layer: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     ready = None if args or kwargs else settled(x, affine_of(layer))
     return plain(layer, x, *args, **kwargs) if ready is None else _changed(*ready)[0]
+
+
+def _forward_together(layer: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    """One function for all groups, since a compiler makes anew what calls another one."""
+    if torch.compiler.is_compiling() or args or kwargs or autocasts(x):
+        return _forward(layer, x, *args, **kwargs)
+    return vars(layer)[TOGETHER].forward(layer, x)  # type: ignore[no-any-return]
 
 
 def _changed(x: Tensor, layers: tuple[Affine, ...]) -> tuple[Tensor, ...]:
@@ -71,10 +79,8 @@ class Together:
         self._kept: _Kept | None = None
         self._apart = False
 
-    def forward(self, layer: nn.Module, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    def forward(self, layer: nn.Module, x: Tensor) -> Tensor:
         """x [..., in] through one of the layers, to [..., out]."""
-        if args or kwargs or autocasts(x) or torch.compiler.is_compiling():
-            return _forward(layer, x, *args, **kwargs)
         if layer is not self.layers[0]:
             found = self._taken(layer, x)
             return _forward(layer, x) if found is None else found
