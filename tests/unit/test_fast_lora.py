@@ -90,13 +90,33 @@ def test_one_of_them_alone_has_a_gradient(attention: Any) -> None:
 
 
 def test_other_states_are_computed_alone(attention: Any, calls: list[int]) -> None:
-    """As in cross-attention, for which nothing is computed in vain a second time."""
+    """Always the same way, as a checkpoint needs it that computes again."""
     x, other = states(), states(1)
+
+    def crossed(x: Tensor) -> Tensor:
+        return attention.q_proj(x).sum() + attention.k_proj(other).sum() + attention.v_proj(other).sum()
+
     for _ in range(2):
-        attention.q_proj(x)
-        torch.testing.assert_close(attention.k_proj(other), right(attention.k_proj, other))
-        torch.testing.assert_close(attention.v_proj(x.clone()), right(attention.v_proj, x))
-    assert calls == [3, 1, 1, 1, 1, 1]
+        total = checkpoint(crossed, x, use_reentrant=False)
+        (slope,) = torch.autograd.grad(total, x)  # type: ignore[arg-type]
+        torch.testing.assert_close(slope, torch.autograd.grad(right(attention.q_proj, x).sum(), x)[0])
+    assert calls[:3] == [3, 1, 1]
+
+
+def test_two_sides_are_not_joined() -> None:
+    """Queries of a decoder and keys of an encoder, as BART's attentions have them."""
+    trained = method_of("lora", dropout=0.0).apply(tiny.model("bart"))
+    quicken(trained, ("lora",), CPU)
+    assert any(hasattr(part, "q_proj") for part in trained.modules())
+    assert not any(TOGETHER in vars(part) for part in trained.modules())
+
+
+def test_states_of_inference(attention: Any, calls: list[int]) -> None:
+    with torch.inference_mode():
+        x = states() * 1
+        for ours, name in zip(all_of(attention, x), NAMES, strict=True):
+            torch.testing.assert_close(ours, right(getattr(attention, name), x))
+    assert calls == [1, 1, 1]
 
 
 @pytest.mark.parametrize("order", [("k_proj", "v_proj", "q_proj"), ("v_proj", "q_proj", "k_proj")])
@@ -179,8 +199,9 @@ def test_off_again(attention: Any) -> None:
 
 
 def test_a_copy_has_its_own(attention: Any, calls: list[int]) -> None:
-    other, x = copy.deepcopy(attention), states()
+    x = states()
     attention.q_proj(x)
+    other = copy.deepcopy(attention)
     with torch.no_grad():
         other.k_proj.lora_B["default"].weight.mul_(2)
     assert_right(other, x, all_of(other, x))

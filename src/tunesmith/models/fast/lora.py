@@ -9,6 +9,7 @@ the first call computes all of them (`Together`).
 
 from __future__ import annotations
 
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -29,7 +30,7 @@ def pull(model: nn.Module) -> int:
     layers = [layer for layer in model.modules() if has_change(layer)]
     for layer in layers:
         bind(layer, _forward, "lora")
-    for parent in model.modules():
+    for parent in filter(_reads_once, model.modules()):
         siblings = [part for name in SIBLINGS if has_change(part := cast(nn.Module, getattr(parent, name, None)))]
         if len(siblings) > 1:
             together = Together(tuple(siblings))
@@ -39,6 +40,12 @@ def pull(model: nn.Module) -> int:
     return len(layers)
 
 
+def _reads_once(parent: nn.Module) -> bool:
+    """Whether an attention's layers read the same states, not queries from one side and keys from the other."""
+    sides = getattr(getattr(parent, "config", None), "is_encoder_decoder", False)
+    return not sides and "cross" not in type(parent).__name__.lower()
+
+
 def _forward(layer: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     ready = None if args or kwargs else settled(x, affine_of(layer))
     return plain(layer, x, *args, **kwargs) if ready is None else _changed(*ready)[0]
@@ -46,7 +53,7 @@ def _forward(layer: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
 
 def _forward_together(layer: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     """One function for all groups, since a compiler makes anew what calls another one."""
-    if torch.compiler.is_compiling() or args or kwargs or autocasts(x):
+    if torch.compiler.is_compiling() or args or kwargs or autocasts(x) or x.is_inference():
         return _forward(layer, x, *args, **kwargs)
     return vars(layer)[TOGETHER].forward(layer, x)  # type: ignore[no-any-return]
 
@@ -71,21 +78,27 @@ class Together:
     """Layers that read the same states, the first of which computes for all.
 
     Another layer takes what is there for it if it is called with the very same states, unchanged, and is what it was;
-    else it computes alone. Where something was not taken, as in cross-attention, each computes alone from then on.
+    else it computes alone. What nobody took is dropped when the first is called again. The same calls always compute
+    the same, as a checkpoint that computes again needs it.
     """
 
     def __init__(self, layers: tuple[nn.Module, ...]) -> None:
         self.layers = layers
         self._kept: _Kept | None = None
-        self._apart = False
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Together:
+        """For copies of the layers, which lead back here; what is kept is not for them."""
+        memo[id(self)] = other = Together(())
+        other.layers = deepcopy(self.layers, memo)
+        return other
 
     def forward(self, layer: nn.Module, x: Tensor) -> Tensor:
         """x [..., in] through one of the layers, to [..., out]."""
         if layer is not self.layers[0]:
             found = self._taken(layer, x)
             return _forward(layer, x) if found is None else found
-        self._apart, self._kept = self._apart or self._kept is not None, None
-        ready = None if self._apart else settled(x, *(affine_of(each) for each in self.layers))
+        self._kept = None
+        ready = settled(x, *(affine_of(each) for each in self.layers))
         if ready is None:
             return _forward(layer, x)
         first, *others = _changed(*ready)
