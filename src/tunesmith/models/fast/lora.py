@@ -31,8 +31,8 @@ def pull(model: nn.Module) -> int:
     for layer in layers:
         bind(layer, _forward, "lora")
     for parent in filter(_reads_once, model.modules()):
-        siblings = [part for name in SIBLINGS if has_change(part := cast(nn.Module, getattr(parent, name, None)))]
-        if len(siblings) > 1:
+        siblings = [part for name in SIBLINGS if has_change(part := cast(Any, getattr(parent, name, None)))]
+        if len(siblings) > 1 and len({part.in_features for part in siblings}) == 1:
             together = Together(tuple(siblings))
             for layer in siblings:
                 vars(layer)[TOGETHER] = together
