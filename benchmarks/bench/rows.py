@@ -46,11 +46,15 @@ class Example:
         return [*[-100] * len(self.prompt), *self.answer]
 
 
-def instructions(count: int, vocab: int, seed: int = 7) -> list[Example]:
-    """Rows with a prompt; beyond 48 the lengths come again."""
+def instructions(count: int, vocab: int, seed: int = 7, system: int = 0) -> list[Example]:
+    """Rows with a prompt, before which the same `system` tokens stand; beyond 48 the lengths come again."""
     draw = random.Random(seed)
     lengths = [LENGTHS[number % len(LENGTHS)] for number in range(count)]
-    return [Example(_words(draw, prompt, vocab), (*_words(draw, answer - 1, vocab), END)) for prompt, answer in lengths]
+    common = _words(random.Random(seed + 1), system, vocab)
+    return [
+        Example((*common, *_words(draw, prompt, vocab)), (*_words(draw, answer - 1, vocab), END))
+        for prompt, answer in lengths
+    ]
 
 
 def texts(count: int, vocab: int, seed: int = 7) -> list[Example]:

@@ -43,7 +43,7 @@ Kind = Literal["instructions", "texts"]
 class Work:
     """What all sides do: rows of a kind, learned by LoRA or by all weights of a shape.
 
-    about, about_zh: the first words of the sentence above the table.
+    about, about_zh: the first words of the sentence above the table; system: tokens that all instructions begin with.
     """
 
     name: str
@@ -53,16 +53,25 @@ class Work:
     learns: Learns
     kind: Kind
     count: int
+    system: int = 0
 
     @property
     def examples(self) -> list[rows.Example]:
-        return (rows.instructions if self.kind == "instructions" else rows.texts)(self.count, self.shape.vocab)
+        if self.kind == "texts":
+            return rows.texts(self.count, self.shape.vocab)
+        return rows.instructions(self.count, self.shape.vocab, system=self.system)
 
     @property
     def lengths(self) -> list[tuple[int, int]]:
         """(context, learned) of each row; the first token of a text has nothing before it."""
         pairs = [(len(row.prompt), len(row.answer)) for row in self.examples]
         return pairs if self.kind == "instructions" else [(1, answer - 1) for _, answer in pairs]
+
+    @property
+    def needed(self) -> float:
+        """Operations that the step needs at least, where what all rows begin with is computed once."""
+        own = [(context - self.system, learned) for context, learned in self.lengths]
+        return flops(self.shape, [*own, (self.system, 0)] if self.system else own, self.learns)
 
     def prepare(self, place: Path) -> None:
         """Write the model and the rows."""
@@ -111,18 +120,17 @@ def rate(work: Work) -> float:
 def group(work: Work, told: list[Told], gflops: float, command: str) -> Group:
     """The sides with what follows from their time: tokens a second, and the share of the machine's rate."""
     lengths = work.lengths
-    needed = flops(work.shape, lengths, work.learns)
     tokens, learned = sum(map(sum, lengths)), sum(answer for _, answer in lengths)
     for figures in (figures for side in told for figures in side.rounds if figures):
         figures["speed"] = tokens / figures["cpu"]
-        figures["share"] = 100 * needed / figures["cpu"] / gflops / 1e9
+        figures["share"] = 100 * work.needed / figures["cpu"] / gflops / 1e9
     facts = {
         "rows": len(lengths),
         "tokens": tokens,
         "learned": learned,
-        "gflop": round(needed / 1e9),
+        "gflop": round(work.needed / 1e9),
         "gflops_of_machine": round(gflops, 1),
-        "limit_cpu": needed / gflops / 1e9,
+        "limit_cpu": work.needed / gflops / 1e9,
     }
     said = (
         f"{work.about}: {len(lengths)} rows, {tokens:,} tokens of which {learned:,} are learned, {work.shape.layers} "
@@ -152,6 +160,7 @@ def options(about: str, rows: int) -> argparse.ArgumentParser:
     parser.add_argument("--rows", type=int, default=rows)
     parser.add_argument("--repeats", type=int, default=2, help="rounds; far settings of other programs run once")
     parser.add_argument("--only", nargs="+", metavar="WORD", help="sides with one of these words in their name")
+    parser.add_argument("--label", metavar="WORD", help="keep the figures beside others of this work, as of a machine")
     parser.add_argument("--dry", action="store_true", help="print the table, and keep the figures that are kept")
     return parser
 
@@ -170,5 +179,7 @@ def command() -> str:
 def show(benchmark: str, group: Group, asked: argparse.Namespace) -> None:
     """Print a group's table, and keep its figures unless that was not wanted."""
     print(f"{group.en}\n\n{markdown(group)}\n", flush=True)
+    if asked.label:
+        group = dataclasses.replace(group, name=f"{group.name}-{asked.label}")
     if not asked.dry:
         print(f"kept in {write(benchmark, [group])}; python -m bench.page puts it into the pages", flush=True)

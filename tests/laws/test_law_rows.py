@@ -89,7 +89,7 @@ def test_packing_loses_nothing_and_any_world_sees_the_same_rows(lengths: list[in
     assert sorted(at for part in packs for at in part) == list(range(len(lengths)))
     for part in packs:
         assert len(part) == 1 or sum(lengths[at] for at in part) <= budget
-    dealt = shares(packs, lengths, world)
+    dealt = shares(packs, [sum(lengths[at] for at in part) for part in packs], world)
     assert len(dealt) == world
     assert len({len(rank) for rank in dealt}) == 1
     assert sorted(part for rank in dealt for part in rank if part) == sorted(packs)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -48,14 +49,16 @@ def assert_same_run(ours: Result, theirs: Result, tolerance: float = SAME, ties:
     assert tiny.difference(tiny.tensors(ours.folder.model), tiny.tensors(theirs.folder.model)) < tolerance
 
 
-def count_losses(objective: str, monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Note the rows of each micro-batch that the objective sees."""
+def count_losses(
+    objective: str, monkeypatch: pytest.MonkeyPatch, count: Callable[[Batch], int] = lambda batch: len(batch.rows)
+) -> list[int]:
+    """Note a number of each micro-batch that the objective sees, by default its rows."""
     kind: Any = find("objective", objective)
     seen: list[int] = []
     own = kind.loss
 
     def loss(self: Any, policy: Policy, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        seen.append(len(batch.rows))
+        seen.append(count(batch))
         return own(self, policy, batch)
 
     monkeypatch.setattr(kind, "loss", loss)
@@ -79,6 +82,37 @@ def test_cutting_a_step_does_not_change_it(
     for cut in runs[1:]:
         assert_same_run(runs[0], cut)
     assert tiny.moved(runs[0], base) > 50 * SAME
+
+
+SYSTEM = "You are a clerk in a small town who answers whatever people ask, in few words and with good cheer. "
+
+
+@pytest.mark.parametrize("objective", ["sft", "dpo", "kto", "reward"])
+def test_what_rows_share_is_computed_once_and_changes_nothing(
+    objective: str, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = "prompt" if objective == "kto" else "instruction"
+    rows = [{**row, asked: SYSTEM + row[asked]} for row in tiny.ROWS[objective]]
+    seen = count_losses(objective, monkeypatch, len)
+    runs, computed = [], []
+    for share in (True, False):
+        options: dict[str, Any] = {"method": METHODS[objective], "train": {"share_prefixes": share}}
+        runs.append(tiny.trained(base, tmp_path / str(share), objective, rows=rows, **options))
+        computed.append(sum(seen))
+        seen.clear()
+    assert_same_run(*runs, ties=("accuracy",))
+    assert computed[0] < 0.8 * computed[1]
+
+
+@pytest.mark.parametrize("options", [{"method": "mixture_of_depths"}, {"train": {"neftune": 5}}])
+def test_nothing_is_shared_where_it_would_change_something(
+    options: dict[str, Any], base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [{**row, "instruction": SYSTEM + row["instruction"]} for row in tiny.ROWS["sft"]]
+    seen = count_losses("sft", monkeypatch, lambda batch: batch.row_tokens - len(batch))
+    tiny.trained(base, tmp_path / "run", "sft", rows=rows, **options)
+    assert seen
+    assert not any(seen)
 
 
 @pytest.mark.parametrize("objective", METHODS)

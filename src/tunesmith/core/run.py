@@ -156,6 +156,9 @@ class TrainSpec(Options):
     """Rows of one optimizer step, instead of `tokens_per_step`."""
     tokens_per_batch: Positive | None = None
     """Tokens computed at once; memory follows from it, results do not. Default: 2048 on a processor, else 4096."""
+    share_prefixes: bool = True
+    """Compute context that rows of a micro-batch begin with, such as a system prompt, once for all of them: the same
+    losses and gradients. Without effect where a model takes no forest, with NEFTune and with mixture_of_depths."""
     max_tokens: Positive | None = None
     """The longest row, in tokens. Default: 1024, or the model's context where that is shorter."""
     over_long: Literal["auto", "refuse", "drop", "truncate", "split"] = "auto"

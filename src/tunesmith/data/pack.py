@@ -74,15 +74,14 @@ def account(packs: Sequence[Sequence[int]], lengths: Sequence[int], budget: int)
     return Packing(len(rows), sum(int(lengths[at]) for at in rows), len(packs), budget)
 
 
-def shares(packs: Sequence[Sequence[int]], lengths: Sequence[int], world: int) -> list[list[list[int]]]:
+def shares(packs: Sequence[Sequence[int]], sizes: Sequence[int], world: int) -> list[list[list[int]]]:
     """The micro-batches of each rank: equally many (empty ones fill up), with tokens as even as can be.
 
-    The longest goes first, each to the rank with the fewest tokens that may still take one.
+    sizes: the tokens of each. The longest goes first, each to the rank with the fewest tokens that may still take one.
     """
     each = -(-len(packs) // world)
     tokens = [0] * world
     out: list[list[list[int]]] = [[] for _ in range(world)]
-    sizes = [sum(int(lengths[at]) for at in part) for part in packs]
     for number in sorted(range(len(packs)), key=lambda number: (-sizes[number], number)):
         rank = min((rank for rank in range(world) if len(out[rank]) < each), key=lambda rank: (tokens[rank], rank))
         out[rank].append(list(packs[number]))

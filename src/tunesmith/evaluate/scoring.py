@@ -14,8 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tunesmith.core.rows import Piece, TokenRow
-from tunesmith.data.pack import pack
-from tunesmith.models.forest import Batch, by_row, plant
+from tunesmith.models.forest import Batch, by_row
 from tunesmith.models.policy import Policy
 from tunesmith.models.pooling import Pooling
 
@@ -74,17 +73,14 @@ class Scorer:
         done = 0
         self.progress(what, 0, len(rows))
         with torch.no_grad(), self.policy.still():
-            for numbers in pack([self._cost(row) for row in rows], self.budget):
-                batch = plant([rows[number] for number in numbers]).to(self.policy.device)
+            for numbers in self.policy.packed(rows, self.budget):
+                batch = self.policy.plant([rows[number] for number in numbers])
                 values = measure(batch).double().cpu().numpy()
                 for number, part in zip(numbers, _split(values, [parts(rows[n]) for n in numbers]), strict=True):
                     out[number] = part
                 done += len(numbers)
                 self.progress(what, done, len(rows))
         return out
-
-    def _cost(self, row: TokenRow) -> int:
-        return len(row) if self.policy.forest else row.answers * row.depth
 
 
 def unweighted(row: TokenRow) -> TokenRow:

@@ -40,6 +40,8 @@ class Method(Plugin):
 
     changes_base: ClassVar[bool] = True
     """Whether weights of the base itself learn; they are then held in float32, whatever is computed in."""
+    reads_segments: ClassVar[bool] = False
+    """Whether what it computes depends on how rows are cut into segments, so that nothing can be shared by rows."""
     usual_lr: ClassVar[float] = 2e-4
     """A learning rate of AdamW that usually suits it; methods are compared with these."""
 

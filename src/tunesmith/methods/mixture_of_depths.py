@@ -38,6 +38,7 @@ PREDICTOR = 64
 class MixtureOfDepths(OwnMethod):
     """Some blocks take only the tokens that need them, which saves their time for the others."""
 
+    reads_segments: ClassVar[bool] = True
     usual_lr: ClassVar[float] = 5e-5
     not_folded: ClassVar[str] = "decides for each token which blocks it goes through, which no plain model does"
     free: ClassVar[frozenset[str]] = frozenset({"predictor_weight"})

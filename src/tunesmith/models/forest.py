@@ -12,6 +12,9 @@ several answers. A mark says: read the hidden state here, a value belongs to it.
     tokens   [ a text .... | one beside it .... | another one .. ]        texts that are compared have no prompt:
     parent       None              None                None               each is a root, and `sizes` says 3
 
+    tokens   [ system ... | a prompt ... | its answer .. | another .... | its answer .. ]   what rows have in common
+    parent      None             0               1              0               3           may stand there once
+
 Models that cannot take a forest get `Batch.padded()`, the same rows one below the other; objectives never know.
 """
 
@@ -21,7 +24,6 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -29,6 +31,7 @@ import torch
 from torch import Tensor
 
 from tunesmith.core.rows import Piece, TokenRow
+from tunesmith.data.prefixes import Shared, deepest, shared
 
 
 class Segment(NamedTuple):
@@ -154,6 +157,15 @@ class Batch:
         return len(self.leaves)
 
     @cached_property
+    def row_tokens(self) -> int:
+        """Tokens of the rows: what several of them share counts for each."""
+        lines: list[set[int]] = [set() for _ in self.sizes]
+        owners = [row for row, size in enumerate(self.sizes) for _ in range(size)]
+        for owner, leaf in zip(owners, self.leaves, strict=True):
+            lines[owner].update(_line(self.segments, leaf))
+        return sum(self.segments[part].stop - self.segments[part].start for line in lines for part in line)
+
+    @cached_property
     def layout(self) -> Layout:
         return Layout(self.segments, self.positions)
 
@@ -193,9 +205,13 @@ class Batch:
 
     def tree_lengths(self) -> Tensor:
         """[N] for each token the length of the tree it stands in."""
-        roots = [s.start for s in self.segments if s.parent is None] + [len(self)]
-        sizes = torch.tensor([stop - start for start, stop in pairwise(roots)])
-        return torch.repeat_interleave(sizes, sizes, output_size=len(self)).to(self.tokens.device)
+        roots = [(*above, own)[0].start for above, own in zip(self.layout.ancestors, self.segments, strict=True)]
+        own = [segment.stop - segment.start for segment in self.segments]
+        trees: Counter[int] = Counter()
+        for root, length in zip(roots, own, strict=True):
+            trees[root] += length
+        sizes = torch.tensor([trees[root] for root in roots])
+        return torch.repeat_interleave(sizes, torch.tensor(own), output_size=len(self)).to(self.tokens.device)
 
     def path(self, segment: int) -> Tensor:
         """The tokens from the root to the end of a segment."""
@@ -203,18 +219,25 @@ class Batch:
         return torch.cat([self.tokens[part.start : part.stop] for part in parts])
 
 
-def plant(rows: Sequence[TokenRow]) -> Batch:
-    """A batch of token rows: each row a tree, or texts of their own; its answers are numbered in order."""
-    trees = _Planting()
-    for row in rows:
-        trees.add(row)
+def plant(rows: Sequence[TokenRow], *, share: bool = False) -> Batch:
+    """A batch of token rows: each row a tree, or texts of their own; its answers are numbered in order.
+
+    share: whether context that rows have in common at their start stands there once, above all of them.
+    """
+    trees = _Planting(shared(rows) if share else ())
+    for number, row in enumerate(rows):
+        trees.add(row, number)
     return trees.batch(rows)
 
 
 class _Planting:
     """Collects pieces into the long row of a batch."""
 
-    def __init__(self) -> None:
+    def __init__(self, found: Sequence[Shared]) -> None:
+        """found: what rows share, by their numbers."""
+        self.found = found
+        self.last = deepest(found)
+        self.planted: dict[int, int] = {}
         self.pieces: list[Piece] = []
         self.starts: list[int] = []
         self.segments: list[Segment] = []
@@ -224,10 +247,10 @@ class _Planting:
         self.targets: list[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]] = []
         self.length = 0
 
-    def add(self, row: TokenRow) -> None:
+    def add(self, row: TokenRow, number: int) -> None:
         self.marks.extend(self.length + mark for mark in row.marks)
         self.mark_rows.extend([len(self.leaves)] * len(row.marks))
-        root = self._trunk(row.trunk) if len(row.trunk) else None
+        root = self._trunk(row.trunk, self.last.get(number)) if len(row.trunk) else None
         for branch in row.branches:
             before = None if root is None else self.segments[root].stop - 1
             leaf = self._segment(branch, root, len(row.trunk))
@@ -253,10 +276,27 @@ class _Planting:
             notes=tuple(row.note for row in rows),
         )
 
-    def _trunk(self, piece: Piece) -> int:
-        root = self._segment(piece, None, 0)
-        self._learn(piece, root, before=None)
+    def _trunk(self, trunk: Piece, last: int | None) -> int:
+        """The segment that a trunk ends in; last: the number of the last run that it shares."""
+        above = None if last is None else self._shared(trunk, last)
+        start = 0 if last is None else self.found[last].stop
+        rest = _part(trunk, start, None)
+        root = self._segment(rest, above, start) if above is None or len(rest) else above
+        self._learn(rest, root, None if above is None else self.segments[above].stop - 1)
         return root
+
+    def _shared(self, trunk: Piece, last: int) -> int:
+        """The segment of a shared run, planted with those above it where it is not yet."""
+        missing: list[int] = []
+        number: int | None = last
+        while number is not None and number not in self.planted:
+            missing.append(number)
+            number = self.found[number].parent
+        for number in reversed(missing):
+            start, stop, parent, _ = self.found[number]
+            above = None if parent is None else self.planted[parent]
+            self.planted[number] = self._segment(_part(trunk, start, stop), above, start)
+        return self.planted[last]
 
     def _segment(self, piece: Piece, parent: int | None, position: int) -> int:
         self.segments.append(Segment(self.length, self.length + len(piece), parent))
@@ -277,6 +317,10 @@ class _Planting:
         source = np.where(learned == 0, -1 if before is None else before, start + learned - 1)
         answer = np.full(len(learned), len(self.leaves))
         self.targets.append((source, piece.tokens[learned].astype(np.int64), answer, piece.weights[learned]))
+
+
+def _part(piece: Piece, start: int, stop: int | None) -> Piece:
+    return Piece(piece.tokens[start:stop], piece.weights[start:stop])
 
 
 def _values(rows: Sequence[TokenRow]) -> Tensor:

@@ -9,7 +9,7 @@ prompt stands above them (`ancestor`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Protocol
 
@@ -18,12 +18,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from tunesmith.core.rows import TokenRow
+from tunesmith.data.pack import pack
+from tunesmith.data.prefixes import pack_rows
 from tunesmith.data.tokenizer import Codec
 from tunesmith.models import encoder_decoder
 from tunesmith.models.ancestor import ancestor_of
 from tunesmith.models.attention import no_mask
 from tunesmith.models.divergence import Compared, Divergence, Side, compare
-from tunesmith.models.forest import Batch
+from tunesmith.models.forest import Batch, plant
 from tunesmith.models.heads import beyond, reads_both_ways
 from tunesmith.models.likelihood import Head
 from tunesmith.models.pooling import Pooling, pooled, read_at
@@ -74,13 +77,15 @@ class Policy:
         codec: Codec | None = None,
         ranks: Ranks | None = None,
         budget: int = 4096,
+        share: bool = True,
     ) -> None:
         """
         model: the transformers model, whose modules a method may have changed in place; forest: whether it takes
         forests; trained: the module that holds the method, if that is another; off: context without the method;
         autocast: number type of products, None for that of the weights; neftune: noise alpha while training;
         codec: its tokenizer and template, for objectives that sample and for pairs; ranks: those that train together;
-        budget: tokens computed at once, for objectives that make batches of their own.
+        budget: tokens computed at once, for objectives that make batches of their own; share: whether what rows have
+        in common may be computed once.
         """
         self.model = model
         self.trained = model if trained is None else trained
@@ -90,6 +95,7 @@ class Policy:
         self._codec = codec
         self.ranks: Ranks = ranks or Alone()
         self.budget = budget
+        self._share = share
         self.opened: dict[str, Any] = {}
         """What an objective opened once for the whole run, by name, such as an engine."""
         self.reference: Policy | None = None
@@ -117,6 +123,22 @@ class Policy:
     @property
     def device(self) -> torch.device:
         return self.model.device
+
+    @property
+    def shares(self) -> bool:
+        """Whether context that rows have in common is computed once; NEFTune's noise depends on a row's length."""
+        return self._share and self.forest and not self.model.config.is_encoder_decoder and self.neftune == 0
+
+    def plant(self, rows: Sequence[TokenRow]) -> Batch:
+        """The batch of some rows, on the policy's device."""
+        return plant(rows, share=self.shares).to(self.device)
+
+    def packed(self, rows: Sequence[TokenRow], budget: int | None = None) -> list[list[int]]:
+        """The numbers of rows in micro-batches of at most `budget` tokens (the policy's own), as it computes them."""
+        budget = self.budget if budget is None else budget
+        if self.forest:
+            return pack_rows(rows, budget, share=self.shares).rows
+        return pack([row.answers * row.depth for row in rows], budget)
 
     @property
     def decoder(self) -> nn.Module:

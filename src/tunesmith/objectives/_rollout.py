@@ -19,10 +19,9 @@ from torch import Tensor
 
 from tunesmith.core.records import Chat, Message
 from tunesmith.core.rows import Piece, TokenRow, Tokens
-from tunesmith.data.pack import pack
 from tunesmith.generate.engines import Answer, Answers
 from tunesmith.generate.sampling import Sampling
-from tunesmith.models.forest import Batch, by_row, plant
+from tunesmith.models.forest import Batch, by_row
 from tunesmith.models.policy import Policy, Ranks
 
 
@@ -54,8 +53,8 @@ def questions(batches: Sequence[Batch]) -> list[Question]:
     """The prompts of a step's fresh batches, in their order."""
     out: list[Question] = []
     for batch in batches:
-        for segment, row, note in zip(batch.segments, batch.rows, batch.notes, strict=True):
-            tokens = batch.tokens[segment.start : segment.stop].cpu().numpy().astype(np.int32)
+        for leaf, row, note in zip(batch.leaves, batch.rows, batch.notes, strict=True):
+            tokens = batch.path(leaf).cpu().numpy().astype(np.int32)
             out.append(Question(tokens, ask_of(note), json.loads(note)["answer"], row, note))
     return out
 
@@ -80,8 +79,8 @@ def trees(groups: Sequence[Group], policy: Policy) -> list[Batch]:
     A group that is longer becomes several trees with the same prompt. Every number of the answers becomes an extra [R].
     """
     parts = [part for group in groups for part in _within(group, policy.budget)]
-    places = pack([len(row) for row, _ in parts], policy.budget)
-    return [_planted([parts[at] for at in some], policy.device) for some in places]
+    places = policy.packed([row for row, _ in parts])
+    return [_planted([parts[at] for at in some], policy) for some in places]
 
 
 def deal(groups: Sequence[Group], parts: int, seed: int, ranks: Ranks) -> list[list[Group]]:
@@ -207,8 +206,8 @@ def _piece(tokens: Sequence[int] | Tokens, weight: float) -> Piece:
     return Piece(np.asarray(tokens, np.int32), np.full(len(tokens), weight, np.float32))
 
 
-def _planted(parts: Sequence[_Part], device: torch.device) -> Batch:
-    batch = plant([row for row, _ in parts])
+def _planted(parts: Sequence[_Part], policy: Policy) -> Batch:
+    batch = policy.plant([row for row, _ in parts])
     names = parts[0][1]
     extras = {name: torch.tensor([value for _, own in parts for value in own[name]]) for name in names}
-    return replace(batch, extras={name: value.float() for name, value in extras.items()}).to(device)
+    return replace(batch, extras={name: value.float() for name, value in extras.items()}).to(policy.device)

@@ -9,8 +9,7 @@ It is what the objective `reward` makes, or any folder of transformers' `…ForS
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
 from typing import Annotated, Literal
 
 import torch
@@ -21,11 +20,9 @@ from tunesmith.core.records import Message, Rated
 from tunesmith.core.rows import TokenRow
 from tunesmith.core.run import ModelSpec
 from tunesmith.data.encode import Rules, encode
-from tunesmith.data.pack import pack
 from tunesmith.data.report import Rejected
 from tunesmith.data.tokenizer import Codec
 from tunesmith.generate.opened import DOES, open_model
-from tunesmith.models.forest import plant
 from tunesmith.models.heads import HeadSpec
 from tunesmith.models.policy import Policy
 from tunesmith.models.source import find, head_of
@@ -85,36 +82,11 @@ class Model(Reward):
 
 
 def _scores(policy: Policy, rows: Sequence[TokenRow], budget: int) -> list[float]:
-    """The score of the one answer of each row; rows with the same trunk are computed as one tree."""
+    """The score of the one answer of each row; what rows have in common, such as their prompt, is computed once."""
     scores = [0.0] * len(rows)
-    trees = list(_trees(rows, budget if policy.forest else 0))
-    costs = [sum(len(rows[number].branches[0]) for number in tree) + len(rows[tree[0]].trunk) for tree in trees]
     with torch.no_grad(), policy.still():
-        for numbers in pack(costs, budget):
-            grown = [_grown([rows[at] for at in trees[number]]) for number in numbers]
-            found = policy.scores(plant(grown).to(policy.device)).tolist()
-            for at, score in zip((at for number in numbers for at in trees[number]), found, strict=True):
-                scores[at] = score
+        for numbers in policy.packed(rows, budget):
+            found = policy.scores(policy.plant([rows[number] for number in numbers])).tolist()
+            for number, score in zip(numbers, found, strict=True):
+                scores[number] = score
     return scores
-
-
-def _trees(rows: Sequence[TokenRow], budget: int) -> Iterator[list[int]]:
-    """Rows whose answers share a trunk, by number, with at most `budget` tokens a tree or one answer."""
-    groups: dict[bytes, list[int]] = {}
-    for number, row in enumerate(rows):
-        groups.setdefault(row.trunk.tokens.tobytes(), []).append(number)
-    for numbers in groups.values():
-        tree: list[int] = []
-        size = 0
-        for number in numbers:
-            if tree and size + len(rows[number].branches[0]) > budget:
-                yield tree
-                tree, size = [], 0
-            size = size + len(rows[number].branches[0]) if tree else len(rows[number])
-            tree.append(number)
-        yield tree
-
-
-def _grown(rows: Sequence[TokenRow]) -> TokenRow:
-    """Rows of one answer each as a row of several answers, to be scored alone."""
-    return replace(rows[0], branches=tuple(row.branches[0] for row in rows), values=())

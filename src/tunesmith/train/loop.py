@@ -73,7 +73,7 @@ class Saver(Protocol):
 class State:
     """The loop's own numbers; with weights, optimizer and these a run can go on.
 
-    step: steps done; tokens: tokens computed; best: lowest validation loss and its step; stale: validations since;
+    step: steps done; tokens: those of the rows; best: lowest validation loss and its step; stale: validations since;
     told: the figures of each update that is done of the step begun, whose round is `round`; carried: the objective's
     numbers.
     """
@@ -243,7 +243,7 @@ class Loop:
             loss, figures = parts.method.loss(parts.policy, batch, parts.objective)
             (loss / max(count, 1e-9)).backward()  # type: ignore[no-untyped-call]
             told.append({name: value.detach() for name, value in {"loss": loss, **figures}.items()})
-            tokens += len(batch)
+            tokens += batch.row_tokens
         sums = parts.world.totals({**added_up(told), "tokens": float(tokens)} if told else {})
         parts.world.sum_gradients(self.weights)
         return {name: value if name == "tokens" else value / max(count, 1e-9) for name, value in sums.items()}

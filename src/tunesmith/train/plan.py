@@ -97,7 +97,7 @@ def _data_lines(inputs: Inputs, tokens: int) -> list[Line]:
         ("tokens of an epoch", f"{int(train.lengths.sum()):,}, {learned}"),
         ("longest row", f"{inputs.longest:,} tokens" + (" with its answer" if drawn else "")),
         ("steps", f"{inputs.total:,}, {inputs.stream.steps_per_epoch:,} an epoch"),
-        ("tokens learned from, at most" if drawn else "tokens computed", f"{tokens:,}"),
+        ("tokens learned from, at most" if drawn else "tokens of all steps", f"{tokens:,}"),
     ]
 
 

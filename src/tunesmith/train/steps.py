@@ -19,6 +19,7 @@ from torch import Tensor
 
 from tunesmith.core.rows import Piece, TokenRow
 from tunesmith.data.pack import pack, shares
+from tunesmith.data.prefixes import pack_rows
 from tunesmith.data.store import TokenStore
 from tunesmith.data.stream import Stream
 from tunesmith.models.forest import Batch, plant
@@ -31,16 +32,28 @@ class Side:
     """Rows to learn from, or to be measured on, and what goes with each of them.
 
     strangers [rows]: the number of another row, whose answer stands beside the row's own, -1 for none;
-    reference: for each row the log-probabilities [answers] that a reference gave before training.
+    reference: for each row the log-probabilities [answers] that a reference gave before training; share: whether
+    context that rows of a batch have in common is computed once.
     """
 
     rows: TokenStore
     strangers: NDArray[np.int64] | None = None
     reference: Sequence[Tensor] | None = None
+    share: bool = False
 
     def plant(self, numbers: Sequence[int]) -> Batch:
         """The batch of some rows."""
-        batch = plant([self._row(number) for number in numbers])
+        return self._planted(numbers, [self._row(number) for number in numbers])
+
+    def batches(self, numbers: Sequence[int], budget: int, extra: int, rank: int, world: int) -> list[Batch]:
+        """A rank's micro-batches of some rows; extra: tokens that each row will have beside its own."""
+        rows = [self._row(number) for number in numbers]
+        packs = pack_rows(rows, budget, share=self.share, extra=extra)
+        mine = [part for part in shares(packs.rows, packs.tokens, world)[rank] if part]
+        return [self._planted([numbers[at] for at in part], [rows[at] for at in part]) for part in mine]
+
+    def _planted(self, numbers: Sequence[int], rows: Sequence[TokenRow]) -> Batch:
+        batch = plant(rows, share=self.share)
         if self.reference is None:
             return batch
         return batch.with_extra("reference", torch.cat([self.reference[number] for number in numbers]))
@@ -55,7 +68,7 @@ class Side:
 
     def bare(self) -> Side:
         """The rows alone."""
-        return Side(self.rows)
+        return Side(self.rows, share=self.share)
 
     @cached_property
     def _depth(self) -> int:
@@ -91,7 +104,7 @@ class StoredSteps:
 
     def batches(self, step: int) -> list[Batch]:
         """This rank's micro-batches of a step."""
-        return self._plant(self.train, self.stream.rows_of_step(step))
+        return self._of(self.train, self.stream.rows_of_step(step))
 
     def validation(self) -> Sequence[Batch]:
         """This rank's validation batches."""
@@ -106,9 +119,7 @@ class StoredSteps:
 
     @cached_property
     def _validation(self) -> list[Batch]:
-        return self._plant(self.held_out, range(len(self.held_out.rows)))
+        return self._of(self.held_out, range(len(self.held_out.rows)))
 
-    def _plant(self, side: Side, numbers: Sequence[int]) -> list[Batch]:
-        lengths = [int(side.rows.lengths[number]) + self.sampled for number in numbers]
-        mine = shares(pack(lengths, self.budget), lengths, self.world)[self.rank]
-        return [side.plant([numbers[place] for place in part]) for part in mine if part]
+    def _of(self, side: Side, numbers: Sequence[int]) -> list[Batch]:
+        return side.batches(numbers, self.budget, self.sampled, self.rank, self.world)
