@@ -40,8 +40,8 @@ from tunesmith.core.rows import Piece, TokenRow  # noqa: E402
 from tunesmith.core.run import ModelSpec  # noqa: E402
 from tunesmith.generate.opened import put_on  # noqa: E402
 from tunesmith.methods import Method  # noqa: E402
-from tunesmith.models.forest import plant  # noqa: E402
 from tunesmith.models.load import load, quietly  # noqa: E402
+from tunesmith.models.planting import plant  # noqa: E402
 from tunesmith.models.policy import Policy  # noqa: E402
 from tunesmith.models.probe import choose_attention  # noqa: E402
 from tunesmith.objectives import next_token_loss  # noqa: E402

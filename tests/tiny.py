@@ -26,8 +26,9 @@ from transformers import (
 from tunesmith.core.events import Event, read_events
 from tunesmith.core.rows import Piece, TokenRow
 from tunesmith.core.run import Run, parse_run
-from tunesmith.models.forest import Batch, plant
+from tunesmith.models.forest import Batch
 from tunesmith.models.heads import HeadSpec
+from tunesmith.models.planting import plant
 from tunesmith.train.verb import Result, train
 
 COMMON: dict[str, Any] = {

@@ -68,7 +68,7 @@ def _planted(rows: Rows) -> Any:
     import numpy as np
 
     from tunesmith.core.rows import Piece, TokenRow
-    from tunesmith.models.forest import plant
+    from tunesmith.models.planting import plant
 
     def piece(tokens: list[int], weight: float) -> Piece:
         return Piece(np.array(tokens, np.int32), np.full(len(tokens), weight, np.float32))

@@ -33,7 +33,8 @@ from tunesmith.core.problem import Problem
 from tunesmith.core.rows import TokenRow
 from tunesmith.generate.opened import put_on
 from tunesmith.methods import Method, trainable
-from tunesmith.models.forest import Batch, plant
+from tunesmith.models.forest import Batch
+from tunesmith.models.planting import plant
 from tunesmith.models.policy import Policy
 from tunesmith.models.probe import choose_attention
 from tunesmith.objectives import next_token_loss

@@ -25,8 +25,9 @@ from tunesmith.core.plugins import build, names
 from tunesmith.core.problem import Problem
 from tunesmith.core.run import ModelSpec
 from tunesmith.methods import Method, trainable
-from tunesmith.models.forest import Batch, plant
+from tunesmith.models.forest import Batch
 from tunesmith.models.load import Loaded, load
+from tunesmith.models.planting import plant
 from tunesmith.models.policy import Policy
 from tunesmith.models.quantize import is_held, write_out
 from tunesmith.objectives import Objective

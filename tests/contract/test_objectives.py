@@ -20,7 +20,8 @@ from tunesmith.core.rows import TokenRow
 from tunesmith.core.run import TrainSpec
 from tunesmith.methods.full import Full
 from tunesmith.methods.lora import Lora
-from tunesmith.models.forest import Batch, plant
+from tunesmith.models.forest import Batch
+from tunesmith.models.planting import plant
 from tunesmith.models.policy import Policy
 from tunesmith.models.probe import choose_attention
 from tunesmith.objectives import Objective

@@ -13,8 +13,8 @@ from transformers import PreTrainedModel
 
 from tunesmith.core.problem import Problem
 from tunesmith.models.attention import NAME
-from tunesmith.models.forest import plant
 from tunesmith.models.likelihood import BY_HAND, Head
+from tunesmith.models.planting import plant
 from tunesmith.models.policy import Policy
 from tunesmith.models.probe import check_head, choose_attention
 from tunesmith.objectives import next_token_loss

@@ -22,7 +22,8 @@ from tunesmith.data.pack import account, pack
 from tunesmith.data.sources import open_source
 from tunesmith.data.stream import Pace, Stream
 from tunesmith.data.tokenizer import Codec
-from tunesmith.models.forest import Batch, plant
+from tunesmith.models.forest import Batch
+from tunesmith.models.planting import plant
 from tunesmith.models.policy import Policy
 from tunesmith.objectives import Objective
 

@@ -16,7 +16,8 @@ from tunesmith.core.rows import Piece, TokenRow
 from tunesmith.data.pack import pack
 from tunesmith.data.prefixes import LEAST, context, pack_rows, shared
 from tunesmith.models.attention import NAME
-from tunesmith.models.forest import Batch, plant
+from tunesmith.models.forest import Batch
+from tunesmith.models.planting import plant
 from tunesmith.models.policy import Policy
 from tunesmith.objectives import next_token_loss
 

@@ -22,7 +22,8 @@ from tunesmith.core.rows import Piece, TokenRow
 from tunesmith.generate.engines import Answer, Answers, Ask
 from tunesmith.generate.sampling import Sampling
 from tunesmith.methods.lora import Lora
-from tunesmith.models.forest import Batch, plant
+from tunesmith.models.forest import Batch
+from tunesmith.models.planting import plant
 from tunesmith.models.policy import Policy
 from tunesmith.objectives import Round
 from tunesmith.objectives._gradient import PolicyGradient

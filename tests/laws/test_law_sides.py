@@ -20,8 +20,8 @@ from tunesmith.core.rows import Piece, TokenRow
 from tunesmith.core.run import ModelSpec
 from tunesmith.methods.lora import Lora
 from tunesmith.models.encoder_decoder import start_token
-from tunesmith.models.forest import plant
 from tunesmith.models.load import load
+from tunesmith.models.planting import plant
 from tunesmith.models.policy import Policy
 from tunesmith.models.probe import check_head, choose_attention
 from tunesmith.objectives import next_token_loss

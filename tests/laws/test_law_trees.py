@@ -11,7 +11,8 @@ from transformers import PreTrainedModel
 
 from tunesmith.core.rows import Piece, TokenRow
 from tunesmith.models.attention import NAME
-from tunesmith.models.forest import by_row, plant
+from tunesmith.models.forest import by_row
+from tunesmith.models.planting import plant
 from tunesmith.models.policy import Policy
 
 NOTHING = Piece(np.zeros(0, np.int32), np.zeros(0, np.float32))

@@ -24,8 +24,9 @@ from tunesmith.data.tokenizer import Codec
 from tunesmith.methods.lora import Lora
 from tunesmith.models import divergence as module
 from tunesmith.models.divergence import Divergence
-from tunesmith.models.forest import Batch, plant
+from tunesmith.models.forest import Batch
 from tunesmith.models.likelihood import Head
+from tunesmith.models.planting import plant
 from tunesmith.models.policy import Policy
 from tunesmith.objectives._rollout import ask_of
 from tunesmith.objectives.distill import Distill

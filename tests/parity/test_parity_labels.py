@@ -25,7 +25,7 @@ from tunesmith.core.run import ModelSpec
 from tunesmith.data.encode import Rules, encode
 from tunesmith.generate.opened import open_model
 from tunesmith.merge.fold import fold
-from tunesmith.models.forest import plant
+from tunesmith.models.planting import plant
 from tunesmith.models.policy import Policy
 from tunesmith.models.probe import choose_attention
 from tunesmith.models.source import find, head_of

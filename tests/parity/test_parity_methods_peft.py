@@ -23,7 +23,7 @@ from tunesmith.core.problem import Problem
 from tunesmith.generate.opened import put_on
 from tunesmith.methods import Method, trainable
 from tunesmith.methods.peft import FIRST, NOT_AT_IDENTITY, Type
-from tunesmith.models.forest import plant
+from tunesmith.models.planting import plant
 from tunesmith.models.policy import Policy
 from tunesmith.objectives import next_token_loss
 

@@ -18,8 +18,9 @@ from tunesmith.core.run import ModelSpec, TrainSpec
 from tunesmith.data.encode import Rules, encode
 from tunesmith.generate.opened import Opened, open_model
 from tunesmith.merge.fold import fold
-from tunesmith.models.forest import Batch, plant
+from tunesmith.models.forest import Batch
 from tunesmith.models.heads import HeadSpec
+from tunesmith.models.planting import plant
 from tunesmith.models.pooling import Pooling
 from tunesmith.models.sentences import save_embedder, save_reranker, saved_pooling
 from tunesmith.models.source import find, head_of

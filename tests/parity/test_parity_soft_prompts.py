@@ -34,8 +34,9 @@ from tunesmith.generate.sampling import Sampling
 from tunesmith.methods import Method, trainable
 from tunesmith.models.ancestor import ancestor_of
 from tunesmith.models.attention import NAME
-from tunesmith.models.forest import Batch, plant
+from tunesmith.models.forest import Batch
 from tunesmith.models.heads import HeadSpec
+from tunesmith.models.planting import plant
 from tunesmith.models.policy import Policy
 from tunesmith.objectives import next_token_loss
 

@@ -24,7 +24,7 @@ from trl_oracle import (
 )
 
 from tunesmith.core.rows import TokenRow
-from tunesmith.models.forest import plant
+from tunesmith.models.planting import plant
 
 trl = pytest.importorskip("trl")
 

@@ -30,7 +30,7 @@ from trl_oracle import (
 
 from tunesmith.core.rows import TokenRow
 from tunesmith.models.attention import NAME
-from tunesmith.models.forest import plant
+from tunesmith.models.planting import plant
 from tunesmith.models.policy import Policy
 
 trl = pytest.importorskip("trl")

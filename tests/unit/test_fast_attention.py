@@ -28,8 +28,9 @@ from tunesmith.models.fast._paths import Paths
 from tunesmith.models.fast._proven import Proven
 from tunesmith.models.fast._tree import Tree, block_mask, sees
 from tunesmith.models.fast._varlen import Varlen, library
-from tunesmith.models.forest import Layout, Segment, plant
+from tunesmith.models.forest import Layout, Segment
 from tunesmith.models.likelihood import Head
+from tunesmith.models.planting import plant
 from tunesmith.models.policy import Policy
 from tunesmith.objectives import next_token_loss
 

@@ -16,7 +16,7 @@ from transformers import AttentionInterface
 from tunesmith.models.attention import NAME, forest_attention
 from tunesmith.models.fast import compile as lever
 from tunesmith.models.fast import quicken, release
-from tunesmith.models.forest import plant
+from tunesmith.models.planting import plant
 from tunesmith.models.policy import Policy
 from tunesmith.objectives import next_token_loss
 

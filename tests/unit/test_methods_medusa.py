@@ -25,7 +25,8 @@ from tunesmith.generate.opened import open_model
 from tunesmith.generate.sampling import Sampling
 from tunesmith.methods import Losses, medusa, trainable
 from tunesmith.methods.medusa import heads_of
-from tunesmith.models.forest import Batch, plant
+from tunesmith.models.forest import Batch
+from tunesmith.models.planting import plant
 from tunesmith.models.policy import Policy
 
 ASKS: Sequence[Ask] = (

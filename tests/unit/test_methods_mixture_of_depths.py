@@ -16,7 +16,8 @@ from transformers import PreTrainedModel
 from tunesmith.core.problem import Problem
 from tunesmith.methods import trainable
 from tunesmith.methods._routing import Routed, RoutedLayer
-from tunesmith.models.forest import Batch, plant
+from tunesmith.models.forest import Batch
+from tunesmith.models.planting import plant
 from tunesmith.models.policy import Policy
 
 FAMILIES = ("llama", "gpt2", "gpt_neox", "mixtral")

@@ -88,7 +88,7 @@ def test_moves_what_it_declares_and_the_loss_falls(name: str, options: dict[str,
 @pytest.mark.parametrize(("name", "options"), CASES)
 def test_a_step_does_not_depend_on_its_cutting(name: str, options: dict[str, Any]) -> None:
     """The losses of two batches add up to that of both as one."""
-    from tunesmith.models.forest import plant
+    from tunesmith.models.planting import plant
 
     model, method = tiny.model(), own_method(name, options)
     trained = method.apply(model).train()

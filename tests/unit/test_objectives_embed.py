@@ -25,8 +25,9 @@ from tunesmith.core.run import TrainSpec
 from tunesmith.data.encode import encode
 from tunesmith.data.report import Rejected
 from tunesmith.methods.lora import Lora
-from tunesmith.models.forest import Batch, plant
+from tunesmith.models.forest import Batch
 from tunesmith.models.heads import HeadSpec
+from tunesmith.models.planting import plant
 from tunesmith.models.policy import Policy
 from tunesmith.models.pooling import Pooling
 from tunesmith.models.probe import choose_attention

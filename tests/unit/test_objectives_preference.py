@@ -20,7 +20,8 @@ from tunesmith.data.store import TokenStore, block_of, content_key
 from tunesmith.data.strangers import strangers
 from tunesmith.methods.lora import Lora
 from tunesmith.models.attention import NAME
-from tunesmith.models.forest import Batch, by_row, keep, plant
+from tunesmith.models.forest import Batch, by_row, keep
+from tunesmith.models.planting import plant
 from tunesmith.models.policy import Policy
 from tunesmith.objectives import Objective
 from tunesmith.objectives.bco import MEAN, SEEN

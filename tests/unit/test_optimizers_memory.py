@@ -15,7 +15,8 @@ from tunesmith.core.plugins import build
 from tunesmith.core.rows import Piece, TokenRow
 from tunesmith.methods import Method
 from tunesmith.models.attention import NAME
-from tunesmith.models.forest import Batch, plant
+from tunesmith.models.forest import Batch
+from tunesmith.models.planting import plant
 from tunesmith.models.policy import Policy
 from tunesmith.optimizers import OptimizerSpec, named
 from tunesmith.train.rehearsal import Place

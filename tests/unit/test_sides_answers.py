@@ -31,8 +31,8 @@ from tunesmith.generate.opened import open_model
 from tunesmith.generate.sampling import Sampling
 from tunesmith.merge.fold import fold
 from tunesmith.methods import Method
-from tunesmith.models.forest import plant
 from tunesmith.models.load import skeleton
+from tunesmith.models.planting import plant
 from tunesmith.models.policy import Policy
 from tunesmith.models.source import find
 from tunesmith.train.plan import plan

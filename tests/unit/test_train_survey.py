@@ -15,7 +15,8 @@ from transformers import PreTrainedModel
 from tunesmith.core.plugins import build
 from tunesmith.methods import Method, trainable
 from tunesmith.models.attention import NAME
-from tunesmith.models.forest import Batch, plant
+from tunesmith.models.forest import Batch
+from tunesmith.models.planting import plant
 from tunesmith.models.policy import Policy
 from tunesmith.train.rehearsal import Place, Rehearsed, rehearse
 from tunesmith.train.survey import Memory, _forest, gigabytes

@@ -26,9 +26,10 @@ from tunesmith.models import encoder_decoder
 from tunesmith.models.ancestor import ancestor_of
 from tunesmith.models.attention import no_mask
 from tunesmith.models.divergence import Compared, Divergence, Side, compare
-from tunesmith.models.forest import Batch, plant
+from tunesmith.models.forest import Batch
 from tunesmith.models.heads import beyond, reads_both_ways
 from tunesmith.models.likelihood import Head
+from tunesmith.models.planting import plant
 from tunesmith.models.pooling import Pooling, pooled, read_at
 
 Off = Callable[[], AbstractContextManager[object]]

@@ -19,9 +19,10 @@ from transformers import PreTrainedModel
 
 from tunesmith.core.rows import Piece, TokenRow
 from tunesmith.models.attention import NAME
-from tunesmith.models.forest import Batch, plant
+from tunesmith.models.forest import Batch
 from tunesmith.models.heads import HeadSpec, reads_both_ways
 from tunesmith.models.likelihood import Head
+from tunesmith.models.planting import plant
 from tunesmith.models.policy import Policy
 
 TOLERANCE = {torch.float32: 1e-4, torch.float16: 3e-2, torch.bfloat16: 1e-1}

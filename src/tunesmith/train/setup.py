@@ -388,15 +388,13 @@ def _policy(inputs: Inputs, loaded: Loaded, trained: nn.Module, world: World) ->
 def _steps(inputs: Inputs, policy: Policy, world: World) -> StoredSteps:
     objective, budget = inputs.objective, inputs.budget
     share = policy.shares and not objective.sampled
-    stored = (inputs.prepared.train, inputs.prepared.validation)
-    train, held_out = (_side(objective, rows, share) for rows in stored)
+    train, held_out = (
+        Side(rows, strangers(rows) if objective.needs_strangers and len(rows) else None, share=share)
+        for rows in (inputs.prepared.train, inputs.prepared.validation)
+    )
     if objective.scores_reference == "precomputed":
         untouched = policy.reference is None and (inputs.found.adapter is not None or not inputs.method.reversible)
         train, held_out = (scored(side, budget, policy, untouched) for side in (train, held_out))
         policy.reference = None
     sampled = objective.sampled
     return StoredSteps(train, held_out, inputs.stream, inputs.total, budget, world.rank, world.size, sampled)
-
-
-def _side(objective: Objective, rows: TokenStore, share: bool) -> Side:
-    return Side(rows, strangers(rows) if objective.needs_strangers and len(rows) else None, share=share)

@@ -22,7 +22,8 @@ from tunesmith.data.pack import pack, shares
 from tunesmith.data.prefixes import pack_rows
 from tunesmith.data.store import TokenStore
 from tunesmith.data.stream import Stream
-from tunesmith.models.forest import Batch, plant
+from tunesmith.models.forest import Batch
+from tunesmith.models.planting import plant
 
 SHOWN_PLACES = 5
 

@@ -30,7 +30,8 @@ from tunesmith.core.rows import Piece, TokenRow
 from tunesmith.methods import Method, hold_in, trainable
 from tunesmith.models.device import memory_bytes
 from tunesmith.models.fast import quicken
-from tunesmith.models.forest import Batch, plant
+from tunesmith.models.forest import Batch
+from tunesmith.models.planting import plant
 from tunesmith.models.quantize import Held, saved_bytes, written_bytes
 from tunesmith.optimizers import OptimizerSpec, named
 from tunesmith.train.rehearsal import Place, rehearse
