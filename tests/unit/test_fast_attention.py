@@ -22,7 +22,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from tunesmith.models.attention import NAME, Ask, by_segment, give_kernels, kernels_of
 from tunesmith.models.device import product_type
-from tunesmith.models.fast import attention, release
+from tunesmith.models.fast import _cascade, attention, release
+from tunesmith.models.fast._cascade import Cascade
 from tunesmith.models.fast._flex import Flex
 from tunesmith.models.fast._paths import Paths
 from tunesmith.models.fast._proven import Proven
@@ -123,6 +124,70 @@ def assert_same(ours: Callable[[], Tensor], theirs: Callable[[], Tensor], leaves
     mine, right = (torch.autograd.grad((out * weight).sum(), leaves) for out in (found, expected))
     for one, other in zip(mine, right, strict=True):
         close(one, other)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("past", [0, 3])
+class TestCascades:
+    def test_a_cascade_is_the_forest(self, shape: str, past: int, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(_cascade, "MUCH", -1)
+        layout = layout_of(shape, past)
+        leaves, ask = states(layout), ask_of(layout)
+        before = ()
+        if ask.before is not None:
+            before = (ask.before[0].double().requires_grad_(), ask.before[1].double().requires_grad_())
+            ask = replace(ask, before=before)
+        kernel = Cascade()
+        assert kernel.takes(leaves[0], leaves[2], ask)
+        all_leaves = (*leaves, *before)
+        assert_same(lambda: kernel(*leaves, layout, ask), lambda: by_segment(*leaves, layout, ask), all_leaves)
+
+    def test_it_is_used_where_many_keys_would_be_laid_out(
+        self, shape: str, past: int, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        layout = layout_of(shape, past)
+        lines = zip(layout.segments, layout.ancestors, strict=True)
+        some = [above for segment, above in lines if segment.stop > segment.start]
+        laid_out = sum(past + sum(part.stop - part.start for part in above) for above in some)
+        many = laid_out > len(layout.positions) / 2
+        calls: list[object] = []
+        monkeypatch.setattr(_cascade, "by_segment", lambda *args: calls.append(args) or by_segment(*args))
+        Cascade()(*states(layout), layout, ask_of(layout))
+        assert len(calls) == (not many)
+
+
+def test_a_cascade_leaves_what_it_cannot_compute() -> None:
+    layout = layout_of("pairs")
+    query, _, value = states(layout)
+    ask = ask_of(layout)
+    kernel = Cascade()
+    assert kernel.takes(query, value, ask)
+    assert kernel.takes(query.float(), value.float(), ask)
+    for other in (replace(ask, window=4), replace(ask, softcap=1.0), replace(ask, dropout=0.1)):
+        assert not kernel.takes(query, value, other)
+    assert not kernel.takes(query.bfloat16(), value.bfloat16(), ask)
+    assert not kernel.takes(query, value[..., :8], ask)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert not kernel.takes(query.float(), value.float(), ask)
+
+
+def test_a_cascade_keeps_no_keys_of_a_prompt_for_each_answer() -> None:
+    """What is saved for the backward pass grows with the tokens, not with the paths."""
+
+    def saved(answers: int) -> int:
+        below = [Segment(64 + at, 65 + at, 0) for at in range(answers)]
+        layout = Layout((Segment(0, 64, None), *below), torch.tensor([*range(64), *[64] * answers]))
+        numbers: list[int] = []
+
+        def note(tensor: Tensor) -> Tensor:
+            numbers.append(tensor.numel())
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+            Cascade()(*states(layout, torch.float32), layout, ask_of(layout))
+        return sum(numbers)
+
+    assert saved(8) < 1.2 * saved(2)
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -384,14 +449,20 @@ class TestProof:
         assert [kind for kind, *_ in proven.reasons] == [torch.float32, torch.float32, torch.bfloat16]
         assert torch.equal(random, torch.get_rng_state())
 
-    def test_a_model_on_a_cpu_gets_no_kernels(self) -> None:
-        model = tiny.model("llama")
+    def test_a_model_without_a_device_gets_no_kernels(self) -> None:
+        model = tiny.model("llama").to("meta")
         model.set_attn_implementation(NAME)
         assert attention.pull(model) == 0
         assert kernels_of(model) == ()
 
-    def test_a_model_on_the_device_gets_them_on_each_layer(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(attention, "DEVICE", "cpu")
+    def test_each_device_has_its_kernels(self) -> None:
+        names = {
+            kind: [type(each.kernel).__name__ for each in attention.kernels(kind)] for kind in ("cuda", "cpu", "mps")
+        }
+        assert names["cuda"][-1] == "Flex"
+        assert (names["cpu"], names["mps"]) == (["Cascade"], [])
+
+    def test_a_model_on_the_device_gets_them_on_each_layer(self) -> None:
         model = tiny.model("llama")
         assert attention.pull(model) == 0  # it computes padded rows
         model.set_attn_implementation(NAME)

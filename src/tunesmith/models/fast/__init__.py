@@ -5,7 +5,7 @@
           ├▶ lora      PEFT's LoRA layers as one autograd function
           ├▶ mlp       gated MLPs as one autograd function
           ├▶ norm      RMS norms in few passes
-          ├▶ attention attention over a whole forest at once, on a GPU
+          ├▶ attention attention over a whole forest: at once on a GPU, in parts on a processor
           ├▶ fused     what int8, mlp, norm, rotary do, compiled by torch; on a processor, for long runs
           └▶ compile   layers compiled by torch, where it is asked for
                   (`off`: the model's and PEFT's own modules, unchanged)
@@ -38,7 +38,7 @@ LEVERS: Mapping[str, tuple[str, ...]] = {
     "mlp": ("cpu", "cuda", "mps"),
     "norm": ("cpu",),
     "rotary": ("cpu",),
-    "attention": ("cuda",),
+    "attention": ("cpu", "cuda"),
     "fused": (),
     "compile": (),
 }
