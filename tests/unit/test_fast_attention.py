@@ -19,6 +19,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.checkpoint import checkpoint
 
 from tunesmith.models.attention import NAME, Ask, by_segment, give_kernels, kernels_of
 from tunesmith.models.device import product_type
@@ -169,6 +170,21 @@ def test_a_cascade_leaves_what_it_cannot_compute() -> None:
     assert not kernel.takes(query, value[..., :8], ask)
     with torch.autocast("cpu", torch.bfloat16):
         assert not kernel.takes(query.float(), value.float(), ask)
+
+
+def test_a_kernel_is_proven_within_layers_that_are_recomputed() -> None:
+    layout = layout_of("pairs")
+    query, key, value = states(layout, torch.float32)
+    proven = Proven(Cascade())
+
+    def layer(query: Tensor) -> Tensor:
+        assert proven.takes(query, value, ask_of(layout))
+        return proven(query * 2, key, value, layout, ask_of(layout))
+
+    out: Any = checkpoint(layer, query, use_reentrant=False)
+    out.sum().backward()
+    assert query.grad is not None
+    assert list(proven.reasons.values()) == [""]
 
 
 def test_a_cascade_keeps_no_keys_of_a_prompt_for_each_answer() -> None:

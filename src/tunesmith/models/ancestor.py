@@ -230,7 +230,10 @@ def _soft_prompt(model: nn.Module) -> Any:
 
 
 def _learned(model: PeftModel) -> Tensor:
-    """[n, …] the vectors: those that were saved, or while training what their encoder makes of its own weights."""
+    """[n, …] the vectors: those that were saved, or while training what their encoder makes of its own weights.
+
+    It computes in the type of its weights: not every processor has an LSTM in bfloat16.
+    """
     name, config = str(model.active_adapter), cast(Any, model.active_peft_config)
     encoder: Any = model.prompt_encoder[name]
     if config.inference_mode:
@@ -238,7 +241,8 @@ def _learned(model: PeftModel) -> Tensor:
     numbers = model.prompt_tokens[name].to(encoder.embedding.weight.device)
     if config.peft_type in KEYS_AND_VALUES:
         numbers = numbers[: config.num_virtual_tokens]
-    return encoder(numbers[None])[0]
+    with torch.autocast(numbers.device.type, enabled=False):
+        return encoder(numbers[None])[0]
 
 
 def _layers(flat: Tensor, config: Any) -> tuple[tuple[Tensor, Tensor], ...]:

@@ -8,6 +8,7 @@ float32. What does not pass is left to others; `reasons` says why, and a warning
 from __future__ import annotations
 
 import warnings
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from itertools import accumulate
 
@@ -53,11 +54,20 @@ class Proven:
     def _fault(self, query: Tensor, value: Tensor, ask: Ask) -> str:
         kind, name = product_type(query), type(self.kernel).__name__
         try:
-            with torch.enable_grad(), torch.autocast(query.device.type, enabled=False):
+            with _apart(), torch.enable_grad(), torch.autocast(query.device.type, enabled=False):
                 far = _distance(self.kernel, query, value, ask, kind)
         except Exception as error:  # whatever a kernel raises means that it is not for this machine
             return f"{name} fails ({type(error).__name__}: {error})".splitlines()[0]
         return "" if far <= NEAR[kind] else f"{name} differs by {far:.2g} in {str(kind)[6:]}"
+
+
+def _apart() -> AbstractContextManager[object]:
+    """A context whose backward passes are its own, also within layers whose activations are recomputed."""
+    return torch.autograd.graph.saved_tensors_hooks(_as_it_is, _as_it_is)
+
+
+def _as_it_is(tensor: Tensor) -> Tensor:
+    return tensor
 
 
 def _distance(kernel: Kernel, query: Tensor, value: Tensor, ask: Ask, kind: torch.dtype) -> float:
