@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from tunesmith.core.run import ModelSpec
 from tunesmith.models import whole_head
-from tunesmith.models.fast import described, int8, quicken
+from tunesmith.models.fast import WHOLE, described, int8, quicken
 from tunesmith.models.likelihood import Head
 from tunesmith.models.load import load
 from tunesmith.models.policy import Policy
@@ -24,7 +24,8 @@ from tunesmith.objectives import next_token_loss
 
 CPU = torch.device("cpu")
 WHY = lacking()
-pytestmark = pytest.mark.skipif(WHY is not None, reason=f"products in whole numbers: {WHY}")
+FAMILIES = ["llama", "qwen2", "gemma2", "olmo2"]
+exact = pytest.mark.skipif(WHY is not None, reason=f"products in whole numbers: {WHY}")
 
 
 def codes(rows: int, columns: int, seed: int = 0) -> Tensor:
@@ -32,6 +33,7 @@ def codes(rows: int, columns: int, seed: int = 0) -> Tensor:
     return torch.randint(-127, 128, (rows, columns), generator=draw, dtype=torch.int8)
 
 
+@exact
 @pytest.mark.parametrize(("digits", "off"), [(1, 0.02), (2, 1e-4)])
 @pytest.mark.parametrize("rows", [1, 7, BLOCK + 3])
 def test_a_product_is_that_of_the_matrix(digits: Any, off: float, rows: int) -> None:
@@ -44,6 +46,7 @@ def test_a_product_is_that_of_the_matrix(digits: Any, off: float, rows: int) -> 
         assert float((found - expected).norm() / expected.norm()) > 1e-4
 
 
+@exact
 def test_extremes_are_exact() -> None:
     """The largest numbers of both signs, and a row of nothing."""
     x = torch.zeros(3, 64)
@@ -52,6 +55,7 @@ def test_extremes_are_exact() -> None:
     assert torch.equal(found, x[:, :16] * 64 * 127)
 
 
+@exact
 def test_rows_are_read_once_for_several_products() -> None:
     """A product with another added, and added to what is there, is that of the parts."""
     draw = torch.Generator().manual_seed(4)
@@ -66,6 +70,7 @@ def test_rows_are_read_once_for_several_products() -> None:
     assert torch.allclose(into, expected + there, rtol=1e-5, atol=1e-3)
 
 
+@exact
 class TestHead:
     """The last layer in whole numbers."""
 
@@ -163,7 +168,8 @@ def learned(model: Any, trained: nn.Module, fast: Any) -> tuple[float, Tensor]:
     )
 
 
-@pytest.mark.parametrize("family", ["llama", "qwen2", "gemma2", "olmo2"])
+@exact
+@pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize(("digits", "fast"), [(1, "auto"), (2, "auto"), (1, "long")])
 def test_it_learns_what_the_written_out_base_learns(
     family: str, digits: Any, fast: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -179,6 +185,32 @@ def test_it_learns_what_the_written_out_base_learns(
     turned = float(torch.cosine_similarity(slopes, fast_slopes, dim=0))
     assert fast_loss == pytest.approx(loss, rel=1e-4 if digits == 2 else 1e-2)
     assert turned > (1 - 1e-5 if digits == 2 else 0.995)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_where_products_are_not_exact_it_is_written_out(
+    family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same losses and gradients as the plain layers', and no matrix is kept for the backward pass."""
+    monkeypatch.setattr(int8, "lacking", lambda: "this processor's are not exact")
+    model, trained = held(tmp_path, family)
+    loss, slopes = learned(model, trained, "off")
+    fast_loss, fast_slopes = learned(model, trained, "auto")
+    assert quicken(trained, "auto", CPU)["int8"] == 7 * model.config.num_hidden_layers
+    assert fast_loss == pytest.approx(loss, rel=1e-5)
+    assert float((fast_slopes - slopes).norm() / slopes.norm()) < 1e-5
+
+    shapes: set[tuple[int, ...]] = set()
+
+    def note(tensor: Tensor) -> Tensor:
+        shapes.add(tuple(tensor.shape))
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        learned(model, trained, "auto")
+    matrices = {tuple(part.weight.shape) for part in model.modules() if vars(part).get(WHOLE) is not None}
+    assert matrices
+    assert not shapes & matrices
 
 
 def test_alone_it_needs_what_computes_layers(tmp_path: Path) -> None:

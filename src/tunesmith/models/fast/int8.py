@@ -6,11 +6,15 @@
 Plain, such a base is written out in float32 at each product, which costs more than it saves; here its products take
 half of the plain ones' time. What learns beside it is computed in float32 as ever. The last layer, which stays plain,
 is computed so too while a sum of likelihoods is learned from and it is frozen (`whole_head`).
+
+On a processor whose products in whole numbers are not exact the base is written out here too, but by functions that
+keep no matrix for the backward pass: its memory is that of the bytes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -58,16 +62,41 @@ class Both(Value):
         return dx if into is None else into.add_(dx)
 
 
+class Written(Value):
+    """The same matrix, written out in float32 for each product. codes [out, in]; scales r [out]."""
+
+    def __init__(self, codes: Tensor, scales: Tensor) -> None:
+        self.codes = codes
+        self.scales = scales.float()[:, None]
+
+    def read(self, x: Tensor) -> Rounded | None:
+        """Nothing that several matrices can take."""
+        return None
+
+    def forward(self, x: Tensor, added: Added | None = None, read: Rounded | None = None) -> Tensor:
+        """x W', [N, in] to [N, out], with another product added."""
+        y = x @ self._plain().t()
+        return y if added is None else added.to(y)
+
+    def backward(self, dy: Tensor, added: Added | None = None, into: Tensor | None = None) -> Tensor:
+        """dy W, [N, out] to [N, in], with another product added, itself added to `into` where that is given."""
+        dx = dy @ self._plain() if into is None else into.addmm_(dy, self._plain())
+        return dx if added is None else added.to(dx)
+
+    def _plain(self) -> Tensor:
+        return self.codes * self.scales
+
+
 def pull(model: nn.Module, make: Maker = as_it_is) -> int:
     """Compute the layers of a model so that are held in 8 bits; returns how many there are."""
     layers = [layer for layer in model.modules() if type(layer) is nn.Linear and _codes(layer) is not None]
-    if not layers or lacking():
+    if not layers:
         return 0
-    own = make(rounded, rounded_at_once)
+    kind = Written if lacking() else partial(Both, rounded=make(rounded, rounded_at_once))
     for layer in layers:
         codes: Any = _codes(layer)
-        vars(layer)[WHOLE] = Both(codes.qdata, codes.scale.flatten(), own)
-    return len(layers) + _take_head(model, make)
+        vars(layer)[WHOLE] = kind(codes.qdata, codes.scale.flatten())
+    return len(layers) + (0 if lacking() else _take_head(model, make))
 
 
 def _take_head(model: nn.Module, make: Maker) -> int:
