@@ -6,7 +6,7 @@
 
 One step over all rows: rank 8, alpha 16, all linear layers, no dropout, float32, AdamW, one thread. The loss, the norm
 of the gradient and the number of learned tokens are compared first. Measured is the trainer's own loop with what it
-does beside (collating, clipping, logging), not its start. Sides over an int8 base stand beside them, and with a
+does beside (collating, clipping, logging), not its start. Sides over an int8 base stand beside them, or with a
 system prompt one that computes it for each row.
 """
 
@@ -65,8 +65,8 @@ def main() -> None:
     parser.add_argument("--system", type=int, default=0, help="tokens of a system prompt that all rows begin with")
     asked = parser.parse_args()
     work = work_of(shape_of(asked), asked.rows, asked.system)
-    apart = [APART] if asked.system else []
-    sides = chosen([*ours(), *apart, *ROUNDED, *peers(asked.batch)], asked)
+    beside = [APART] if asked.system else ROUNDED
+    sides = chosen([*ours(), *beside, *peers(asked.batch)], asked)
     show("sft", Contest(work, sides, LOOSE).measured(asked.repeats, command()), asked)
 
 
