@@ -110,6 +110,58 @@ def test_a_prompt_is_read_once_for_all_its_answers() -> None:
     assert set(sizes[1:]) == {len(ASKS) * N}
 
 
+LONG = "Be kind, and say what you know of the thing in the long question; then say no more than that. "
+ALIKE: list[Ask] = [Text(LONG + end) for end in ("hello", "a longer question than the first of them", "hello the", "a")]
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gemma2", "mixtral", "bloom", "falcon_h1", "qwen3_next", "mamba"])
+@pytest.mark.parametrize("n", [1, N])
+def test_answers_to_prompts_that_begin_alike_are_those_of_one_at_a_time(family: str, n: int) -> None:
+    found = answers(tiny.model(family))
+    alone = LocalAnswers(found.model, found.codec, found.around, batch_tokens=1)
+    for sampling in (GREEDY, DRAWN):
+        each = list(alone.answer([ask for ask in ALIKE for _ in range(n)], sampling))
+        together = list(found.answers(ALIKE, sampling, n))
+        assert together == [tuple(each[start : start + n]) for start in range(0, len(each), n)]
+
+
+def test_what_all_prompts_begin_with_is_read_once() -> None:
+    model = tiny_model()
+    found = answers(model)
+    assert found.starts_again is None
+    prompts = [found.job(0, ask, GREEDY).tokens for ask in ALIKE]
+    start = next(at for at, tokens in enumerate(zip(*prompts, strict=False)) if len(set(tokens)) > 1)
+    with counted(model) as sizes:
+        list(found.answers(ALIKE, GREEDY, 1))
+    assert sizes[0] == start >= 16
+    assert sizes[1] == len(ALIKE) * (max(map(len, prompts)) - 1 - start)
+    assert set(sizes[2:]) == {len(ALIKE)}
+
+
+def test_a_start_is_read_again_where_padding_would_stand_in_a_window() -> None:
+    model = tiny_model()
+    model.config.sliding_window = 8
+    found = answers(model)
+    with counted(model) as sizes:
+        list(found.answers(ALIKE, GREEDY, 1))
+    assert sizes[0] == len(ALIKE) * max(len(found.job(0, ask, GREEDY).tokens) for ask in ALIKE)
+
+
+def test_a_model_that_goes_on_otherwise_from_a_start_is_found_out() -> None:
+    model = tiny_model()
+
+    def changed(module: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
+        return output * 2 if inputs[0].shape[1] == 3 else output
+
+    handle = model.model.layers[0].self_attn.v_proj.register_forward_hook(changed)
+    try:
+        found = answers(model)
+        assert found.reads_again is None
+        assert "logits differ" in str(found.starts_again)
+    finally:
+        handle.remove()
+
+
 def test_a_state_without_a_cache_is_read_again_and_says_why() -> None:
     model = tiny.model("mamba")
     found = answers(model)

@@ -55,9 +55,18 @@ def _fits(batch: Sequence[Job], job: Job, budget: int, pad: bool) -> bool:
     return (len(batch) + 1) * first.cost <= budget
 
 
-def left_padded(jobs: Sequence[Job], filler: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Tokens [B, L] and mask [B, L] with every prompt's end in the last column, from which the answer goes on."""
-    return _padded(jobs, filler, device, left=True)
+def left_padded(jobs: Sequence[Job], filler: int, device: torch.device, common: int = 0) -> tuple[Tensor, Tensor]:
+    """Tokens [B, L] and mask [B, L] with every prompt's end in the last column, from which the answer goes on.
+
+    common: how many tokens at the start of all prompts stand in the first columns, before the padding.
+    """
+    tokens, mask = _padded(jobs, filler, device, left=True)
+    for row, job in enumerate(jobs):
+        place = tokens.shape[1] - len(job.tokens)
+        tokens[row, place : place + common], mask[row, place : place + common] = filler, 0
+        tokens[row, :common] = torch.tensor(job.tokens[:common], device=device)
+        mask[row, :common] = 1
+    return tokens, mask
 
 
 def right_padded(jobs: Sequence[Job], filler: int, device: torch.device) -> tuple[Tensor, Tensor]:

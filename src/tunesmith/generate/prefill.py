@@ -1,5 +1,6 @@
 """A prompt is read once for all its answers: what is kept of it is repeated, and each row goes on alone.
 
+    start of all prompts          ─▶ keys and values [1, …] ─▶ one copy a prompt [P, …] ─▶ the rest of each is read
     prompt without its last token ─▶ keys and values [P, …] ─▶ one copy a row [B, …] ─▶ generate goes on with the last
     prompt of an encoder          ─▶ its states [P, L, d]   ─▶ one copy a row [B, …] ─▶ generate begins the answer
 
@@ -10,7 +11,7 @@ differs, as a state space whose state is no cache of tokens, reads its prompt an
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -18,6 +19,8 @@ from torch import Tensor
 from transformers import DynamicCache, GenerationConfig
 from transformers.modeling_outputs import BaseModelOutput
 
+from tunesmith.data.prefixes import LEAST
+from tunesmith.generate.batches import Job
 from tunesmith.generate.held import is_rounded
 from tunesmith.models.probe import TOLERANCE
 
@@ -26,6 +29,25 @@ IN_DIGITS = 2e-2
 
 Inputs = Mapping[str, Any]
 """What `generate` is called with for some prompts: tokens [P, L] or their embeddings, a mask, perhaps a cache."""
+
+
+def common_start(prompts: Sequence[Job]) -> int:
+    """How many tokens all prompts begin with, the last of each left out; 0 where that does not pay."""
+    first, last = (choose(job.tokens for job in prompts) for choose in (min, max))
+    most = min(len(job.tokens) for job in prompts) - 1
+    length = next((at for at, pair in enumerate(zip(first, last, strict=False)) if len(set(pair)) > 1), most)
+    return min(length, most) if len(prompts) > 1 and min(length, most) >= LEAST else 0
+
+
+def start_read(base: Any, model: Any, inputs: Inputs, length: int) -> dict[str, Any]:
+    """The inputs of prompts, whose first `length` columns hold the same tokens in all and were read once."""
+    ids, mask = inputs["input_ids"], inputs["attention_mask"]
+    cache = DynamicCache(config=base.config.get_text_config(decoder=True))
+    options = {"use_cache": True, "past_key_values": cache, **_accepted(base, mask[:1, : length + 1], 0)}
+    model(input_ids=ids[:1, :length], attention_mask=mask[:1, :length], **options)
+    first: Any = torch.zeros(len(ids), dtype=torch.long, device=ids.device)
+    cache.reorder_cache(first)
+    return {**inputs, "past_key_values": cache}
 
 
 def repeated(inputs: Inputs, rows: Tensor) -> dict[str, Any]:
@@ -76,8 +98,36 @@ def refused(
         mask[1, side] = 0
     rows = torch.tensor([0, 0, 1], device=base.device)
     expected = _first_logits(model, repeated(prompts(tokens, mask), rows), opening)
+    return _fault(
+        base,
+        expected,
+        lambda: _first_logits(model, read_once(base, model, prompts(tokens, mask), rows), opening),
+    )
+
+
+@torch.no_grad()
+def start_refused(base: Any, model: Any, pads: bool) -> str | None:
+    """Why what prompts begin with is not read once for all of them; None if it is. pads: as in `refused`."""
+    tokens = torch.arange(14, device=base.device).view(2, 7) % base.config.get_text_config().vocab_size
+    mask, rows = torch.ones_like(tokens), torch.arange(2, device=base.device)
+    tokens[1, :3] = tokens[0, :3]
+    alone, alone_mask = tokens.clone(), mask.clone()
+    if pads:
+        mask[1, 3:5] = 0
+        alone[1, 2:5], alone_mask[1, :2] = tokens[0, :3], 0
+    expected = _first_logits(model, {"input_ids": alone, "attention_mask": alone_mask}, {})
+
+    def found() -> Tensor:
+        inputs = start_read(base, model, {"input_ids": tokens, "attention_mask": mask}, 3)
+        return _first_logits(model, read_once(base, model, inputs, rows), {})
+
+    return _fault(base, expected, found)
+
+
+def _fault(base: Any, expected: Tensor, going_on: Callable[[], Tensor]) -> str | None:
+    """Why logits of rows that go on from what was read are not those of rows read by themselves; None if they are."""
     try:
-        found = _first_logits(model, read_once(base, model, prompts(tokens, mask), rows), opening)
+        found = going_on()
     except Exception as error:  # whatever a foreign architecture raises means that it cannot go on so
         why = f"{type(error).__name__}: {error}".splitlines()[0]
         return f"{type(base).__name__} cannot go on from a prompt that was read ({why})"

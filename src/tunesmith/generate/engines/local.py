@@ -3,7 +3,8 @@
     asks ─▶ tokens ─▶ batches by length, padded on the left ─▶ generate ─▶ cut at end tokens and stop texts ─▶ answers
 
 Prompts for an encoder are padded on the right, and what is generated begins with the decoder's start token. A prompt
-that stands in a batch several times is read once (`generate/prefill.py`).
+that stands in a batch several times is read once, and so is what all prompts of a batch begin with
+(`generate/prefill.py`).
 
 What a model's own generation settings say (temperature, penalties …) is not used: only `Sampling` counts, so that
 the same options mean the same for every model.
@@ -11,6 +12,7 @@ the same options mean the same for every model.
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
@@ -32,7 +34,7 @@ from tunesmith.generate.draws import processors
 from tunesmith.generate.engines import Answer, Answers, Around, Ask, Engine
 from tunesmith.generate.held import held_twin, hold
 from tunesmith.generate.opened import open_model, quiet
-from tunesmith.generate.prefill import read_once, refused, repeated
+from tunesmith.generate.prefill import common_start, read_once, refused, repeated, start_read, start_refused
 from tunesmith.generate.sampling import Sampling
 from tunesmith.generate.stops import Holder, StopTexts
 from tunesmith.generate.stream import pull
@@ -104,6 +106,17 @@ class LocalAnswers(Answers):
             pads = ancestor.pads(self.base)
             return refused(self.base, self._called(ancestor), self._prompts(ancestor), pads, self._opening)
 
+    @cached_property
+    def starts_again(self) -> str | None:
+        """Why what prompts begin with is read anew for each of them; None where it is read once for all."""
+        if self.reads_again is not None:
+            return self.reads_again
+        with self._ready():
+            ancestor = ancestor_of(self.model)
+            if ancestor.length or self.codec.encoder_decoder:
+                return "prompts begin with learned vectors, or are those of an encoder"
+            return start_refused(self.base, self._called(ancestor), ancestor.pads(self.base))
+
     def answer(self, asks: Sequence[Ask], sampling: Sampling) -> Iterator[Answer]:
         jobs: list[Job] = []
         for index, ask in enumerate(asks):
@@ -159,10 +172,10 @@ class LocalAnswers(Answers):
     ) -> Tensor:
         """The tokens [B, L] that follow the prompts of a batch; rows that end early are filled up at their end."""
         prompts, rows = _distinct(batch)
-        once = len(prompts) < len(batch) and self.reads_again is None
+        once, common = len(prompts) < len(batch) and self.reads_again is None, self._common(prompts)
         criteria = StoppingCriteriaList([closed] if closed else [])
         with self._ready():
-            inputs, begun = self._inputs(prompts, rows, once)
+            inputs, begun = self._inputs(prompts, rows, once, common)
             if sampling.stop:
                 criteria.append(StopTexts(sampling.stop, self.codec.decode, begun))
             out = self._called(ancestor_of(self.model)).generate(
@@ -175,18 +188,39 @@ class LocalAnswers(Answers):
             )
         return out[:, begun:].cpu()
 
-    def _inputs(self, prompts: Sequence[Job], rows: Sequence[int], once: bool) -> tuple[dict[str, Any], int]:
-        """What `generate` is called with, and where in its rows the answers begin; rows: the prompt of each."""
-        sides = self.codec.encoder_decoder
-        tokens, mask = (right_padded if sides else left_padded)(prompts, self.codec.pad, self.base.device)
-        ancestor = ancestor_of(self.model)
+    def _inputs(
+        self, prompts: Sequence[Job], rows: Sequence[int], once: bool, common: int
+    ) -> tuple[dict[str, Any], int]:
+        """What `generate` is called with, and where in its rows the answers begin.
+
+        rows: the prompt of each; once: whether a prompt is read once for all its rows; common: how many tokens all
+        prompts begin with that are read once for all of them.
+        """
+        sides, ancestor = self.codec.encoder_decoder, ancestor_of(self.model)
+        if sides:
+            tokens, mask = right_padded(prompts, self.codec.pad, self.base.device)
+        else:
+            tokens, mask = left_padded(prompts, self.codec.pad, self.base.device, common)
         inputs = self._prompts(ancestor)(tokens, mask)
         begun = 1 if sides else inputs["input_ids"].shape[1]
         places = torch.tensor(rows, device=self.base.device)
-        if once:
-            model = self._called(ancestor)
+        model = self._called(ancestor)
+        if common:
+            inputs = start_read(self.base, model, inputs, common)
+        if once or common:
             return read_once(self.base, model, inputs, places, **self._further(prompts)), begun
         return (inputs if len(rows) == len(prompts) else repeated(inputs, places)), begun
+
+    def _common(self, prompts: Sequence[Job]) -> int:
+        """Tokens that all prompts begin with and that are read once for them; 0 where each is read whole.
+
+        A window is counted in columns of a batch, and padding behind the common start would stand in it.
+        """
+        length = common_start(prompts)
+        window = getattr(self.base.config.get_text_config(), "sliding_window", None)
+        if not length or self._further(prompts) or max(job.cost for job in prompts) > (window or math.inf):
+            return 0
+        return length if self.starts_again is None else 0
 
     def _prompts(self, ancestor: Ancestor) -> Callable[[Tensor, Tensor], dict[str, Any]]:
         return lambda tokens, mask: ancestor.prompts(self.base, tokens, mask)
