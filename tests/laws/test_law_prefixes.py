@@ -151,8 +151,9 @@ def test_any_rows_are_planted_and_packed_alike(
 def test_a_budget_holds_more_rows_where_they_share() -> None:
     system = run_of(100, 1)
     rows = [TokenRow(piece(system + run_of(10, 2 + number), 100), index=number) for number in range(12)]
-    assert len(pack_rows(rows, 160, share=False).rows) == 12
-    assert pack_rows(rows, 160, share=True) == ([[0, 2, 4, 6, 8, 10], [1, 3, 5, 7, 9, 11]], [160, 160])
+    assert len(pack_rows(rows, 240, share=False).rows) == 6
+    each = 10 + 13  # its own tokens, and an eighth of those above it, whose keys may be laid out for it
+    assert pack_rows(rows, 240, share=True) == ([[0, 2, 4, 6, 8, 10], [1, 3, 5, 7, 9, 11]], [100 + 6 * each] * 2)
 
 
 @pytest.mark.parametrize("family", tiny.FAMILIES)

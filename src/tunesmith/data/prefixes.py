@@ -25,6 +25,11 @@ LEAST = 16
 """Tokens that a shared run has at least; fewer cost more in attention than they save."""
 
 
+KEYS = 8
+"""Tokens above a row whose keys and values, laid out for it, take about the memory of one token that is computed: a
+layer keeps two of its widths for each of them, less where heads share keys, and some seventeen for a token."""
+
+
 class Shared(NamedTuple):
     """Places [start, stop) of the paths of `rows`, which hold the same tokens; `parent` holds what stands before."""
 
@@ -35,7 +40,7 @@ class Shared(NamedTuple):
 
 
 class Packs(NamedTuple):
-    """Micro-batches as numbers of rows, and how many tokens each computes."""
+    """Micro-batches as numbers of rows, and how many tokens each takes the memory of."""
 
     rows: list[list[int]]
     tokens: list[int]
@@ -76,6 +81,7 @@ def deepest(found: Sequence[Shared]) -> dict[int, int]:
 def pack_rows(rows: Sequence[TokenRow], budget: int, *, share: bool, extra: int = 0) -> Packs:
     """Rows into micro-batches of at most `budget` tokens, where what rows share counts once; a longer row stands alone.
 
+    Beside its own tokens a row counts an eighth of those it shares, since attention may lay out their keys for it.
     share: whether anything is shared; extra: tokens that each row will have beside its own.
     """
     found = shared(rows) if share else []
@@ -83,7 +89,8 @@ def pack_rows(rows: Sequence[TokenRow], budget: int, *, share: bool, extra: int 
     last = deepest(found)
     for number, row in enumerate(rows):
         above = last.get(number)
-        held[above].append((len(row) + extra - (0 if above is None else found[above].stop), [number]))
+        begun = 0 if above is None else found[above].stop
+        held[above].append((len(row) + extra - begun + -(-begun // KEYS), [number]))
     for number in reversed(range(len(found))):
         start, stop, parent, _ = found[number]
         held[parent] += [(tokens + stop - start, some) for tokens, some in _joined(held[number], budget - stop)]
