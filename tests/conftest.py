@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import settings
@@ -44,3 +45,17 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip("the shared data is not beside the repository (../shared/data)")
     return folder
+
+
+@pytest.fixture(params=["wide", "narrow"])
+def digit(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The digit that products in whole numbers are made with in a test: each that is exact on this machine."""
+    from made_digits import EACH
+
+    from tunesmith.models import whole
+
+    found = EACH[request.param]
+    if why := whole.fault(found):
+        pytest.skip(f"products in whole numbers: {why}")
+    monkeypatch.setattr(whole, "widest", lambda: found)
+    return found

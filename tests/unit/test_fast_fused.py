@@ -18,7 +18,7 @@ from torch import Tensor
 from tunesmith.core.problem import Problem
 from tunesmith.models.fast import described, fused, mlp, norm, quicken, release, rotary
 from tunesmith.models.fast._pieces import as_it_is
-from tunesmith.models.whole import rounded, rounded_at_once
+from tunesmith.models.whole import NARROW, WIDE, rounded, rounded_at_once
 
 CPU = torch.device("cpu")
 NEEDS_COMPILER = pytest.mark.skipif(shutil.which("g++") is None, reason="there is no C++ compiler")
@@ -42,7 +42,7 @@ def each(shape: tuple[int, int], piece: Any, at_once: Any = None) -> tuple[Any, 
     given: dict[Any, list[tuple[Any, ...]]] = {
         norm._values: [(x, drawn(shape[1]), 1e-5)],
         norm._slopes: [(dy, x, drawn(shape[1]), drawn(shape[0], 1).abs())],
-        rounded: [(x, None), (x, drawn(shape[1]).abs()), (torch.zeros_like(x), None)],
+        rounded: [(x, WIDE, None), (x, NARROW, drawn(shape[1]).abs()), (torch.zeros_like(x), WIDE, None)],
     }
     gates = [(x, dy, drawn(*shape, seed=2))]
     return piece, fused.compiled(piece, at_once), given.get(piece, gates)

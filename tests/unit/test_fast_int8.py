@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import tiny
 import torch
+from made_digits import coarser
 from made_methods import method_of
 from torch import Tensor, nn
 
@@ -18,14 +19,12 @@ from tunesmith.models.fast import WHOLE, described, int8, quicken
 from tunesmith.models.likelihood import Head
 from tunesmith.models.load import load
 from tunesmith.models.policy import Policy
-from tunesmith.models.whole import BLOCK, Added, Whole, lacking, rounded
+from tunesmith.models.whole import BLOCK, Added, Digit, Whole, rounded
 from tunesmith.models.whole_head import WholeHead
 from tunesmith.objectives import next_token_loss
 
 CPU = torch.device("cpu")
-WHY = lacking()
 FAMILIES = ["llama", "qwen2", "gemma2", "olmo2"]
-exact = pytest.mark.skipif(WHY is not None, reason=f"products in whole numbers: {WHY}")
 
 
 def codes(rows: int, columns: int, seed: int = 0) -> Tensor:
@@ -33,30 +32,27 @@ def codes(rows: int, columns: int, seed: int = 0) -> Tensor:
     return torch.randint(-127, 128, (rows, columns), generator=draw, dtype=torch.int8)
 
 
-@exact
 @pytest.mark.parametrize(("digits", "off"), [(1, 0.02), (2, 1e-4)])
 @pytest.mark.parametrize("rows", [1, 7, BLOCK + 3])
-def test_a_product_is_that_of_the_matrix(digits: Any, off: float, rows: int) -> None:
+def test_a_product_is_that_of_the_matrix(digit: Digit, digits: Any, off: float, rows: int) -> None:
     whole, scales = codes(48, 40), torch.rand(48, generator=torch.Generator().manual_seed(1))
     x = torch.randn(rows, 40, generator=torch.Generator().manual_seed(2))
     expected = x.double() @ (whole.double() * scales[:, None].double()).T
     found = Whole(whole, scales)(x, digits)
-    assert float((found - expected).norm() / expected.norm()) < off
+    assert float((found - expected).norm() / expected.norm()) < off * coarser(digit, digits)
     if digits == 1:
         assert float((found - expected).norm() / expected.norm()) > 1e-4
 
 
-@exact
-def test_extremes_are_exact() -> None:
+def test_extremes_are_exact(digit: Digit) -> None:
     """The largest numbers of both signs, and a row of nothing."""
     x = torch.zeros(3, 64)
-    x[0], x[1] = 127 * 256, -127 * 256
+    x[0], x[1] = digit.largest(2), -digit.largest(2)
     found = Whole(torch.full((16, 64), 127, dtype=torch.int8), torch.ones(16))(x, 2)
     assert torch.equal(found, x[:, :16] * 64 * 127)
 
 
-@exact
-def test_rows_are_read_once_for_several_products() -> None:
+def test_rows_are_read_once_for_several_products(digit: Digit) -> None:
     """A product with another added, and added to what is there, is that of the parts."""
     draw = torch.Generator().manual_seed(4)
     x, by, left, right, there = (
@@ -64,13 +60,13 @@ def test_rows_are_read_once_for_several_products() -> None:
     )
     matrix = Whole(codes(48, 40), torch.rand(48, generator=draw))
     expected = matrix(x * by, 1) + 3 * left @ right
-    found = matrix.of(rounded(x, by), Added(left, right, 3.0))
+    found = matrix.of(rounded(x, digit, by), Added(left, right, 3.0))
     assert torch.allclose(found, expected, rtol=1e-5, atol=1e-3)
-    into = matrix.of(rounded(x, by), Added(left, right, 3.0), there.clone())
+    into = matrix.of(rounded(x, digit, by), Added(left, right, 3.0), there.clone())
     assert torch.allclose(into, expected + there, rtol=1e-5, atol=1e-3)
 
 
-@exact
+@pytest.mark.usefixtures("digit")
 class TestHead:
     """The last layer in whole numbers."""
 
@@ -91,7 +87,9 @@ class TestHead:
 
     @pytest.mark.parametrize("scale", [1.0, 0.5])
     @pytest.mark.parametrize(("size", "off"), [(0.01, 0.002), (0.3, 0.02), (2.0, 0.04)])
-    def test_values_and_slopes(self, size: float, off: float, scale: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_values_and_slopes(
+        self, digit: Digit, size: float, off: float, scale: float, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         """From even shares to sure ones, in several chunks of rows, and of tokens where sums would grow too large."""
         weight, hidden, tokens = self.drawn(size)
         values, slopes = self.exact(weight, hidden, tokens, scale)
@@ -102,9 +100,9 @@ class TestHead:
             found, found_slopes = WholeHead(weight).slopes(hidden, tokens, scale)
             assert float((found - values).abs().max()) < 0.01 + 0.03 * float(values.abs().mean())
             assert float(found.mean()) == pytest.approx(float(values.mean()), rel=2e-3)
-            assert float((found_slopes - slopes).norm() / slopes.norm()) < off
+            assert float((found_slopes - slopes).norm() / slopes.norm()) < off * coarser(digit, 1)
 
-    def test_small_shares_are_not_lost(self) -> None:
+    def test_small_shares_are_not_lost(self, digit: Digit) -> None:
         """One token takes half, thousands the rest: each is less than a level, and together they count."""
         count = 4000
         weight = torch.zeros(count, 8)
@@ -115,7 +113,7 @@ class TestHead:
         _, slopes = WholeHead(weight).slopes(hidden, tokens)
         _, expected = self.exact(weight, hidden, tokens, 1.0)
         assert float(expected[0, 0]) == pytest.approx(-0.05, rel=0.01)
-        assert float(slopes.mean(dim=0)[0]) == pytest.approx(float(expected[0, 0]), rel=0.02)
+        assert float(slopes.mean(dim=0)[0]) == pytest.approx(float(expected[0, 0]), rel=0.02 * coarser(digit, 1))
 
     def test_only_what_is_learned_from_is_rounded(self, tmp_path: Path) -> None:
         """Without gradients, and as single likelihoods, values are those of the plain layer."""
@@ -168,11 +166,10 @@ def learned(model: Any, trained: nn.Module, fast: Any) -> tuple[float, Tensor]:
     )
 
 
-@exact
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize(("digits", "fast"), [(1, "auto"), (2, "auto"), (1, "long")])
 def test_it_learns_what_the_written_out_base_learns(
-    family: str, digits: Any, fast: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    digit: Digit, family: str, digits: Any, fast: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With two digits to rounding; with one the gradient turns by a few degrees at most."""
     if fast == "long" and shutil.which("g++") is None:
@@ -183,16 +180,16 @@ def test_it_learns_what_the_written_out_base_learns(
     loss, slopes = learned(model, trained, "off")
     fast_loss, fast_slopes = learned(model, trained, fast)
     turned = float(torch.cosine_similarity(slopes, fast_slopes, dim=0))
-    assert fast_loss == pytest.approx(loss, rel=1e-4 if digits == 2 else 1e-2)
-    assert turned > (1 - 1e-5 if digits == 2 else 0.995)
+    assert fast_loss == pytest.approx(loss, rel=(1e-4 if digits == 2 else 1e-2) * coarser(digit, digits))
+    assert 1 - turned < (1e-5 if digits == 2 else 5e-3) * coarser(digit, digits) ** 2
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_where_products_are_not_exact_it_is_written_out(
+def test_where_products_cannot_be_had_it_is_written_out(
     family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The same losses and gradients as the plain layers', and no matrix is kept for the backward pass."""
-    monkeypatch.setattr(int8, "lacking", lambda: "this processor's are not exact")
+    monkeypatch.setattr(int8, "lacking", lambda: "there are none here")
     model, trained = held(tmp_path, family)
     loss, slopes = learned(model, trained, "off")
     fast_loss, fast_slopes = learned(model, trained, "auto")

@@ -10,6 +10,7 @@ import pytest
 import tiny
 import torch
 from made_benches import tiny_codec, tiny_folder, tiny_model
+from made_digits import coarser
 from peft import IA3Config, LoraConfig, PeftModel, get_peft_model
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -24,7 +25,7 @@ from tunesmith.generate.held import Rounded, hold, is_rounded
 from tunesmith.generate.products import GROUP, Nibbles
 from tunesmith.generate.rounding import in_eight_bits, in_four_bits
 from tunesmith.generate.sampling import Sampling
-from tunesmith.models.whole import Whole, lacking
+from tunesmith.models.whole import Digit, Whole, lacking
 
 if reason := lacking():
     pytest.skip(reason, allow_module_level=True)
@@ -69,14 +70,17 @@ def logits(model: nn.Module) -> Tensor:
 @pytest.mark.parametrize("rows", [1, 2, 3, 40])
 @pytest.mark.parametrize(("count", "width"), [(1, 32), (70, 96), (64, 320), (33, 50)])
 @pytest.mark.parametrize("make", [in_eight_bits, in_four_bits])
-def test_a_product_is_that_of_the_matrix_written_out(make, rows: int, count: int, width: int) -> None:  # type: ignore[no-untyped-def]
+def test_a_product_is_that_of_the_matrix_written_out(  # type: ignore[no-untyped-def]
+    digit: Digit, make, rows: int, count: int, width: int
+) -> None:
     states = matrix(rows, width, seed=1)
     states[0, 0] = 50.0  # an outlier, beside which 8 bits would lose the rest
     made = make(matrix(count, width))
     fused = isinstance(made, Nibbles) and rows <= made.few
-    assert off(made(states), states.double() @ made.plain().double().T) < (1e-2 if fused else 5e-4)
+    assert off(made(states), states.double() @ made.plain().double().T) < (1e-2 if fused else 5e-4 * coarser(digit, 2))
 
 
+@pytest.mark.usefixtures("digit")
 def test_a_matrix_is_written_out_as_its_whole_numbers() -> None:
     draw = torch.Generator().manual_seed(0)
     codes = torch.randint(-127, 128, (20, 48), generator=draw, dtype=torch.int8)
@@ -84,6 +88,7 @@ def test_a_matrix_is_written_out_as_its_whole_numbers() -> None:
     torch.testing.assert_close(Whole(codes, scales).plain(), codes * scales[:, None], rtol=1e-5, atol=0)
 
 
+@pytest.mark.usefixtures("digit")
 def test_rows_do_not_know_of_each_other() -> None:
     made, states = in_eight_bits(matrix(40, 64)), matrix(5, 64, seed=1)
     states[1] *= 1000
@@ -94,6 +99,7 @@ def test_rows_do_not_know_of_each_other() -> None:
         assert torch.equal(found[row], made(states[row : row + 1])[0])
 
 
+@pytest.mark.usefixtures("digit")
 def test_rows_of_zeros_are_zeros() -> None:
     weights = matrix(16, 64)
     weights[3] = 0
@@ -102,6 +108,7 @@ def test_rows_of_zeros_are_zeros() -> None:
         assert not made(torch.zeros(2, 64)).any()
 
 
+@pytest.mark.usefixtures("digit")
 def test_eight_bits_are_within_half_a_step() -> None:
     weights = matrix(30, 200)
     step = weights.abs().amax(1, keepdim=True) / 127
@@ -116,12 +123,13 @@ def test_four_bits_are_better_than_the_largest_number_as_the_scale() -> None:
     assert (in_four_bits(weights).plain() - weights).norm() < 0.98 * plain
 
 
+@pytest.mark.usefixtures("digit")
 def test_both_products_of_four_bits_are_of_one_matrix() -> None:
     made = in_four_bits(matrix(70, 128))
     assert isinstance(made, Nibbles)
     unit = torch.eye(128)
     few = torch.cat([made(unit[row : row + 1]) for row in range(128)])
-    assert torch.equal(few, made.whole(unit).bfloat16().float())
+    torch.testing.assert_close(few, made.whole(unit), rtol=2**-8, atol=0)
     torch.testing.assert_close(few, made.plain().T, rtol=2**-8, atol=0)
 
 
@@ -145,7 +153,7 @@ def test_a_held_model_computes_with_its_rounded_matrices(family: str, weights: s
 def test_int8_answers_are_those_of_the_rounded_matrices() -> None:
     model = tiny_model().requires_grad_(False)
     hold(model, "int8")
-    sampling = Sampling(max_tokens=12)
+    sampling = Sampling(max_tokens=8)
     oracle = Local().bind(written_out(model), tiny_codec())
     assert list(Local().bind(model, tiny_codec()).answers(ASKS, sampling, 3)) == list(oracle.answers(ASKS, sampling, 3))
 

@@ -8,7 +8,9 @@ Two digits keep 16 bits of an activation, so the weights' rounding is all that d
 half the work and loses what rows with outliers hold in their small numbers. The whole-number products are oneDNN's,
 with the matrix packed once; what is done to digits and to products beside is done a block of rows at a time, which
 stays in the processor's cache.
-Whether they are exact on this machine is found by trying, since processors without VNNI add up in 16 bits.
+
+Processors without VNNI add two products up in 16 bits, which holds no more than 2 · 127 · 127: there a digit has 7 bits
+(`NARROW`: 128 for 256, 63 for 127), and two keep 14. What is exact on a machine is found by trying.
 """
 
 from __future__ import annotations
@@ -20,21 +22,32 @@ import torch
 from torch import Tensor
 
 Digits = Literal[1, 2]
-DIGIT = 256
-LARGEST = {1: 127, 2: 127 * DIGIT}
-"""What the largest number of a row becomes."""
 BLOCK = 512
 """Rows whose two digits are held at once."""
 CACHED = 1 << 17
 """Numbers of a block that is worked on in the cache."""
 FEW = 32
 """Rows that are computed in few operations instead of few bytes."""
-MIDDLE = 128
-"""Zero, in a byte."""
 _LEAST = 1e-30
 _TINY = torch.tensor(_LEAST)
-_ZERO = torch.tensor(DIGIT * MIDDLE + MIDDLE + 0.5)
-"""Zero in both bytes, and half a step more, since a cast cuts off."""
+
+
+class Digit(NamedTuple):
+    """A whole number from -base / 2 to base / 2 - 1, in a byte whose `middle` is zero."""
+
+    base: int
+
+    @property
+    def middle(self) -> int:
+        return self.base // 2
+
+    def largest(self, digits: Digits) -> int:
+        """What the largest number of a row becomes."""
+        return (self.middle - 1) * self.base ** (digits - 1)
+
+
+WIDE = Digit(256)
+NARROW = Digit(128)
 
 
 class Value:
@@ -45,7 +58,7 @@ class Value:
 
 
 class Rounded(NamedTuple):
-    """Rows in one digit: bytes [R, K] whose `MIDDLE` is zero, scales [R, 1]."""
+    """Rows in one digit: bytes [R, K], scales [R, 1]."""
 
     digits: Tensor
     scales: Tensor
@@ -70,9 +83,12 @@ class Added(NamedTuple):
 class Whole(Value):
     """A matrix of whole numbers [N, K] from -127 to 127 with a scale for each of its rows."""
 
-    def __init__(self, codes: Tensor, scales: Tensor) -> None:
+    def __init__(self, codes: Tensor, scales: Tensor, digit: Digit | None = None) -> None:
+        """digit: of its products' rows; the widest that is exact here if none is given."""
         self.shape = codes.shape
         self.scales = scales.float().contiguous()
+        self.digit = digit or widest()
+        self._zero = torch.tensor(self.digit.middle * (self.digit.base + 1) + 0.5)  # in two digits; a cast cuts off
         self._zeros = torch.zeros(len(codes), dtype=torch.int64)
         self._packed = torch.ops.onednn.qlinear_prepack(codes.contiguous(), None)
 
@@ -81,7 +97,7 @@ class Whole(Value):
         if digits == 2 and len(rows) <= FEW:
             return self._few(rows.float())
         if digits == 1:
-            return self.of(rounded(rows))
+            return self.of(rounded(rows, self.digit))
         out = rows.new_empty(len(rows), self.shape[0], dtype=torch.float32)
         for part, place in zip(rows.float().split(BLOCK), out.split(BLOCK), strict=True):
             self._block_of_two(part, place)
@@ -108,31 +124,35 @@ class Whole(Value):
         return self(torch.eye(self.shape[1])).T.contiguous()
 
     def _block_of_two(self, rows: Tensor, out: Tensor) -> None:
-        largest = _largest(rows)
-        low = torch.mul(rows, LARGEST[2] / largest)
-        high = torch.mul(low, 1 / DIGIT).round_()
-        low.sub_(high, alpha=DIGIT).round_().clamp_(max=127)
+        base, largest, most = self.digit.base, self.digit.largest(2), _largest(rows)
+        low = torch.mul(rows, largest / most)
+        high = torch.mul(low, 1 / base).round_()
+        low.sub_(high, alpha=base).round_().clamp_(max=self.digit.middle - 1)
         found = self._product(torch.cat([low, high]))
-        torch.add(found[: len(rows)], found[len(rows) :], alpha=DIGIT, out=out).mul_(largest / LARGEST[2])
+        torch.add(found[: len(rows)], found[len(rows) :], alpha=base, out=out).mul_(most / largest)
 
     def _few(self, rows: Tensor) -> Tensor:
         """Two digits, from the bytes of whole numbers of 32 bits."""
-        scale = torch.add(_TINY, rows.abs().amax(-1, keepdim=True), alpha=1 / LARGEST[2])
-        whole = torch.addcdiv(_ZERO, rows, scale).to(torch.int32)
+        base = self.digit.base
+        scale = torch.add(_TINY, rows.abs().amax(-1, keepdim=True), alpha=1 / self.digit.largest(2))
+        whole = torch.addcdiv(self._zero, rows, scale).to(torch.int32)
+        if base < WIDE.base:
+            whole += whole & -base  # the upper digit moves into the next byte
         count, width = rows.shape
         # a number lies in memory as its digits, the lowest first, on every machine that has these products
         digits = whole.view(torch.uint8).as_strided((2, count, width), (1, 4 * width, 4))
         low, high = self.bytes(digits.contiguous().view(2 * count, width)).chunk(2)
-        return torch.add(low, high, alpha=DIGIT).mul_(scale)
+        return torch.add(low, high, alpha=base).mul_(scale)
 
     def _product(self, digits: Tensor) -> Tensor:
-        """[R, N] of digits [R, K], whole numbers in [-128, 127], times the scales of the matrix."""
-        return self.bytes(digits.to(torch.int8).view(torch.uint8).bitwise_xor_(MIDDLE))
+        """[R, N] of digits [R, K] times the scales of the matrix."""
+        return self.bytes(digits.to(torch.int8).view(torch.uint8).add_(self.digit.middle))
 
-    def bytes(self, digits: Tensor, zero: int = MIDDLE) -> Tensor:
-        """The same of bytes, of which `zero` is zero."""
+    def bytes(self, digits: Tensor, zero: int | None = None) -> Tensor:
+        """The same of bytes, of which `zero` is zero, by default a digit's."""
+        middle = self.digit.middle if zero is None else zero
         return torch.ops.onednn.qlinear_pointwise(  # type: ignore[no-any-return]
-            digits, 1.0, zero, self._packed, self.scales, self._zeros, *_PLAINLY
+            digits, 1.0, middle, self._packed, self.scales, self._zeros, *_PLAINLY
         )
 
 
@@ -140,27 +160,27 @@ _PLAINLY = (None, 1.0, 0, torch.float32, "none", [], "")
 """No bias, a product as float32, and nothing behind it."""
 
 
-def rounded(rows: Tensor, by: Tensor | None = None) -> Rounded:
+def rounded(rows: Tensor, digit: Digit, by: Tensor | None = None) -> Rounded:
     """Rows [R, K] in one digit; by: numbers [K] that they are multiplied by before."""
     digits = torch.empty(rows.shape, dtype=torch.int8)
     scales = torch.empty(len(rows), 1)
-    size = fitting(rows.shape[1])
+    size, largest = fitting(rows.shape[1]), digit.largest(1)
     room = torch.empty(min(size, len(rows)), rows.shape[1])
     for part, place, scale in zip(rows.float().split(size), digits.split(size), scales.split(size), strict=True):
         own = room[: len(part)]
         if by is not None:
             part = torch.mul(part, by, out=own)
         scale.copy_(_largest(part))
-        place.copy_(torch.mul(part, LARGEST[1] / scale, out=own).round_())
-    return Rounded(digits.view(torch.uint8).bitwise_xor_(MIDDLE), scales.div_(LARGEST[1]))
+        place.copy_(torch.mul(part, largest / scale, out=own).round_())
+    return Rounded(digits.view(torch.uint8).add_(digit.middle), scales.div_(largest))
 
 
-def rounded_at_once(rows: Tensor, by: Tensor | None = None) -> Rounded:
+def rounded_at_once(rows: Tensor, digit: Digit, by: Tensor | None = None) -> Rounded:
     """What `rounded` gives, without blocks: for a compiler, which needs none."""
     rows = rows.float() if by is None else rows * by
     scales = rows.abs().amax(-1, keepdim=True).clamp_min(_LEAST)
-    digits = (rows * (LARGEST[1] / scales)).round().add(MIDDLE).to(torch.uint8)
-    return Rounded(digits, scales / LARGEST[1])
+    digits = (rows * (digit.largest(1) / scales)).round().add(digit.middle).to(torch.uint8)
+    return Rounded(digits, scales / digit.largest(1))
 
 
 def fitting(width: int) -> int:
@@ -173,18 +193,42 @@ def _largest(rows: Tensor) -> Tensor:
     return torch.maximum(rows.amax(-1, keepdim=True), rows.amin(-1, keepdim=True).neg_()).clamp_min_(_LEAST)
 
 
-@cache
 def lacking() -> str | None:
     """Why products in whole numbers cannot be had here; None where they can."""
+    found = _found()
+    return found if isinstance(found, str) else None
+
+
+def widest() -> Digit:
+    """The widest digit whose products are exact here.
+
+    Raises:
+        RuntimeError: there is none, as `lacking` says.
+    """
+    found = _found()
+    if isinstance(found, str):
+        raise RuntimeError(found)
+    return found
+
+
+@cache
+def _found() -> Digit | str:
+    """The widest digit whose products are exact here, or why there is none."""
+    faults = {digit: fault(digit) for digit in (WIDE, NARROW)}
+    return next((digit for digit, fault in faults.items() if fault is None), str(faults[NARROW]))
+
+
+def fault(digit: Digit) -> str | None:
+    """Why products with a digit cannot be had here; None where they can."""
     draw = torch.Generator().manual_seed(0)
     codes = torch.randint(-127, 128, (64, 96), generator=draw, dtype=torch.int8)
     codes[:8] = 127  # with activations at their largest, what overflows 16 bits shows
     rows = torch.randn(5, 96, generator=draw, dtype=torch.float64)
     rows[0] = 1.0
     try:
-        found = Whole(codes, torch.ones(64))(rows)
+        found = Whole(codes, torch.ones(64), digit)(rows)
     except (RuntimeError, AttributeError, NotImplementedError) as error:
         return f"this PyTorch has no such products here ({str(error).splitlines()[0]})"
     expected = rows @ codes.double().T
     off = float((found - expected).abs().max() / expected.abs().max())
-    return None if off < 1e-4 else f"this processor's are not exact (off by {off:.2g})"
+    return None if off < 1e-4 * WIDE.base / digit.base else f"this processor's are not exact (off by {off:.2g})"

@@ -3,7 +3,7 @@
     z = c W h      states in one digit         p = softmax z, in blocks of rows that stay in the processor's cache
     d log p(t) / dh = c ((1 - p(t)) W(t) - sum of p(v) W(v) over the other v)
 
-The right token's part of the slope is exact. The others' shares become levels of 8 bits, with the largest of them at
+The right token's part of the slope is exact. The others' shares become levels of a digit, with the largest of them at
 the top; a share between two levels takes the upper one as often as it is near to it, else all that is small would be
 lost at once. What decides is a sequence without pattern, the golden ratio's multiples modulo 1, another start for each
 row, so nothing is drawn and what is rounded cancels out over tokens. (Dithering: Roberts 1962, IRE Trans. IT-8.)
@@ -16,14 +16,13 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from tunesmith.models.whole import Value, Whole, fitting, rounded
+from tunesmith.models.whole import WIDE, Value, Whole, fitting, rounded
 
 LOGITS = 12 << 20
 """Logits that exist at once: 48 MiB."""
 LEAST = 64
 """Rows that a product is worth its price for."""
-LEVELS = 254
-SUMMED = (1 << 31) // (127 * (LEVELS + 1))
+SUMMED = (1 << 31) // (127 * (WIDE.base - 1))
 """Tokens whose levels times weights can be added up in 32 bits."""
 GOLDEN = 0.6180339887498949
 _UPRIGHT = torch.finfo(torch.float32).tiny
@@ -67,7 +66,7 @@ class WholeHead(Value):
         self.weight = weight
         self._there = Whole(codes, scales)
         self._back = [Whole(part.t(), torch.ones(part.shape[1])) for part in codes.split(SUMMED)]
-        self._unit = float(scales.max()) / LEVELS
+        self._unit = float(scales.max()) / (self._there.digit.base - 2)  # a level less, since up to one is added
         self._levels = scales / self._unit
         self._rows = max(LEAST, LOGITS // len(weight))
         self._between = torch.arange(len(weight) + self._rows, dtype=torch.float64).mul_(GOLDEN).frac_().float()
@@ -88,7 +87,7 @@ class WholeHead(Value):
 
         values: where log p is written.
         """
-        digits, scales = rounded(states)
+        digits, scales = rounded(states, self._there.digit)
         logits, by, right = self._there.bytes(digits), scales.mul_(scale), tokens[:, None]
         own = logits.gather(1, right).mul_(by)
         between = self._between.as_strided((len(logits), logits.shape[1]), (1, 1))

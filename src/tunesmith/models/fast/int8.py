@@ -7,7 +7,7 @@ Plain, such a base is written out in float32 at each product, which costs more t
 half of the plain ones' time. What learns beside it is computed in float32 as ever. The last layer, which stays plain,
 is computed so too while a sum of likelihoods is learned from and it is frozen (`whole_head`).
 
-On a processor whose products in whole numbers are not exact the base is written out here too, but by functions that
+Where products in whole numbers cannot be had the base is written out here too, but by functions that
 keep no matrix for the backward pass: its memory is that of the bytes.
 """
 
@@ -43,7 +43,7 @@ class Both(Value):
 
     def read(self, x: Tensor) -> Rounded | None:
         """x [N, in] in one digit, which several matrices can take; None where they take two."""
-        return self._rounded(x) if FORWARD == 1 else None
+        return self._rounded(x, self._there.digit) if FORWARD == 1 else None
 
     def forward(self, x: Tensor, added: Added | None = None, read: Rounded | None = None) -> Tensor:
         """x W', [N, in] to [N, out], with another product added; read: x as `read` gives it, where that is known."""
@@ -56,7 +56,7 @@ class Both(Value):
     def backward(self, dy: Tensor, added: Added | None = None, into: Tensor | None = None) -> Tensor:
         """dy W, [N, out] to [N, in], with another product added, itself added to `into` where that is given."""
         if BACKWARD == 1:
-            return self._back.of(self._rounded(dy, self.scales), added, into)
+            return self._back.of(self._rounded(dy, self._back.digit, self.scales), added, into)
         dx = self._back(dy * self.scales, BACKWARD)
         dx = dx if added is None else added.to(dx)
         return dx if into is None else into.add_(dx)
