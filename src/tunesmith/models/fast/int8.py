@@ -7,8 +7,8 @@ Plain, such a base is written out in float32 at each product, which costs more t
 half of the plain ones' time. What learns beside it is computed in float32 as ever. The last layer, which stays plain,
 is computed so too while a sum of likelihoods is learned from and it is frozen (`whole_head`).
 
-Where products in whole numbers cannot be had the base is written out here too, but by functions that
-keep no matrix for the backward pass: its memory is that of the bytes.
+Where products in whole numbers cannot be had the base is written out here too, but by functions that keep no matrix for
+the backward pass: its memory is that of the bytes.
 """
 
 from __future__ import annotations
