@@ -215,7 +215,7 @@ def widest() -> Digit:
 def _found() -> Digit | str:
     """The widest digit whose products are exact here, or why there is none."""
     faults = {digit: fault(digit) for digit in (WIDE, NARROW)}
-    return next((digit for digit, fault in faults.items() if fault is None), str(faults[NARROW]))
+    return next((digit for digit, why in faults.items() if why is None), str(faults[NARROW]))
 
 
 def fault(digit: Digit) -> str | None:
