@@ -114,13 +114,14 @@ def test_scores_of_a_forest_are_those_of_its_rows(family: str) -> None:
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma2", "granite", "cohere", "gpt2"])
-@pytest.mark.parametrize("chunk", [16, 1 << 24])
+@pytest.mark.parametrize(("chunk", "page"), [(16, 4096), (1 << 24, 4096), (1 << 24, 8)])
 @pytest.mark.parametrize("by_hand", [True, False])
 def test_a_frozen_head_and_one_that_learns_pass_the_same_gradient_on(
-    family: str, chunk: int, by_hand: bool, monkeypatch: pytest.MonkeyPatch
+    family: str, chunk: int, page: int, by_hand: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The head's own chunks against one log_softmax over transformers' logits."""
+    """The head's own chunks against one log_softmax over transformers' logits; where pages are small, rows apart."""
     monkeypatch.setattr("tunesmith.models.likelihood.CHUNK_NUMBERS", chunk)
+    monkeypatch.setattr("tunesmith.models.likelihood.PAGE", page)
     hidden = torch.randn(40, 32, dtype=torch.float64)
     tokens, weights = torch.randint(0, 200, (40,)), torch.rand(40)
     found = []

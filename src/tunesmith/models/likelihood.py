@@ -41,6 +41,8 @@ CHUNK_NUMBERS = 1 << 25
 GPU_CHUNK_NUMBERS = 1 << 27
 """The same on a GPU, whose products wait for the weights where rows are few: 880 rows of 152,000 logits."""
 LEAST_CHUNK = 16
+PAGE, LINE = 4096, 64
+"""Bytes of a page of memory, and of a line of a cache."""
 BY_HAND = "gradients_by_hand"
 """The attribute of a layer whose gradients are written out."""
 IN_WHOLE = "head_in_whole_numbers"
@@ -172,6 +174,16 @@ class _Slopes(NamedTuple):
     bias: Tensor | None
 
 
+def _room(like: Tensor, shape: tuple[int, int]) -> Tensor:
+    """Room for logits [n, V], whose rows on a processor do not all begin at one place of a page.
+
+    Where they do, as with 49,152 tokens, they drive each other out of its caches while a product is written.
+    """
+    count, width = shape
+    aligned = like.device.type == "cpu" and width * like.element_size() % PAGE == 0
+    return like.new_empty(count, width + (LINE // like.element_size() if aligned else 0))[:, :width]
+
+
 class _Hand:
     """Values and gradients of a head, chunk by chunk in the same memory."""
 
@@ -183,7 +195,7 @@ class _Hand:
         self.tokens = tokens
         shape = min(len(tokens), head.chunk), head.entries
         precise = hidden.dtype in (torch.float32, torch.float64)
-        self.logits = hidden.new_empty(shape) if precise else None
+        self.logits = _room(hidden, shape) if precise else None
         self.kind = hidden.dtype if precise else torch.float32
         self.cached = hidden.device.type == "cpu" and head.cap is None
         self.room = hidden.new_empty((0 if self.cached else shape[0], shape[1]), dtype=self.kind)
