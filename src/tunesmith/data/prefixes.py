@@ -50,7 +50,7 @@ def shared(rows: Sequence[TokenRow]) -> list[Shared]:
     """What some of the rows have in common, what is shared by more of them first."""
     starts = [context(row) for row in rows]
     order = sorted(range(len(rows)), key=lambda at: starts[at].astype(">i4").tobytes())
-    alike = np.array([0, *(_common(starts[one], starts[two]) for one, two in pairwise(order))])
+    alike = np.array([0, *(common(starts[one], starts[two]) for one, two in pairwise(order))])
     found: list[Shared] = []
     work: list[tuple[int, int, int, int | None]] = [(0, len(rows), 0, None)] if len(rows) > 1 else []
     while work:
@@ -104,7 +104,7 @@ def _joined(parts: Sequence[tuple[int, list[int]]], budget: int) -> list[tuple[i
     return [(sum(parts[at][0] for at in some), [row for at in some for row in parts[at][1]]) for some in packs]
 
 
-def _common(one: NDArray[np.int32], two: NDArray[np.int32]) -> int:
+def common(one: NDArray[np.integer], two: NDArray[np.integer]) -> int:
     """How many tokens two runs have in common at their start."""
     length = min(len(one), len(two))
     differs = np.flatnonzero(one[:length] != two[:length])

@@ -60,26 +60,23 @@ def left_padded(jobs: Sequence[Job], filler: int, device: torch.device, common: 
 
     common: how many tokens at the start of all prompts stand in the first columns, before the padding.
     """
-    tokens, mask = _padded(jobs, filler, device, left=True)
-    for row, job in enumerate(jobs):
-        place = tokens.shape[1] - len(job.tokens)
-        tokens[row, place : place + common], mask[row, place : place + common] = filler, 0
-        tokens[row, :common] = torch.tensor(job.tokens[:common], device=device)
-        mask[row, :common] = 1
-    return tokens, mask
+    return _padded(jobs, filler, device, common)
 
 
 def right_padded(jobs: Sequence[Job], filler: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """Tokens [B, L] and mask [B, L] with every prompt's start in the first column, where an encoder counts from."""
-    return _padded(jobs, filler, device, left=False)
+    return _padded(jobs, filler, device, None)
 
 
-def _padded(jobs: Sequence[Job], filler: int, device: torch.device, left: bool) -> tuple[Tensor, Tensor]:
+def _padded(jobs: Sequence[Job], filler: int, device: torch.device, first: int | None) -> tuple[Tensor, Tensor]:
+    """first: how many tokens of each prompt stand before the padding; None for all of them."""
     longest = max(len(job.tokens) for job in jobs)
     tokens = torch.full((len(jobs), longest), filler, dtype=torch.long)
     mask = torch.zeros_like(tokens)
     for row, job in enumerate(jobs):
-        start = longest - len(job.tokens) if left else 0
-        tokens[row, start : start + len(job.tokens)] = torch.tensor(job.tokens)
-        mask[row, start : start + len(job.tokens)] = 1
+        own = torch.tensor(job.tokens)
+        before = len(own) if first is None else first
+        behind = longest - len(own) + before
+        tokens[row, :before], tokens[row, behind:] = own[:before], own[before:]
+        mask[row, :before] = mask[row, behind:] = 1
     return tokens.to(device), mask.to(device)

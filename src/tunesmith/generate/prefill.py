@@ -14,12 +14,13 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers import DynamicCache, GenerationConfig
 from transformers.modeling_outputs import BaseModelOutput
 
-from tunesmith.data.prefixes import LEAST
+from tunesmith.data.prefixes import LEAST, common
 from tunesmith.generate.batches import Job
 from tunesmith.generate.held import is_rounded
 from tunesmith.models.probe import TOLERANCE
@@ -34,17 +35,15 @@ Inputs = Mapping[str, Any]
 def common_start(prompts: Sequence[Job]) -> int:
     """How many tokens all prompts begin with, the last of each left out; 0 where that does not pay."""
     first, last = (choose(job.tokens for job in prompts) for choose in (min, max))
-    most = min(len(job.tokens) for job in prompts) - 1
-    length = next((at for at, pair in enumerate(zip(first, last, strict=False)) if len(set(pair)) > 1), most)
-    return min(length, most) if len(prompts) > 1 and min(length, most) >= LEAST else 0
+    length = min(common(np.array(first), np.array(last)), min(len(job.tokens) for job in prompts) - 1)
+    return length if len(prompts) > 1 and length >= LEAST else 0
 
 
 def start_read(base: Any, model: Any, inputs: Inputs, length: int) -> dict[str, Any]:
     """The inputs of prompts, whose first `length` columns hold the same tokens in all and were read once."""
     ids, mask = inputs["input_ids"], inputs["attention_mask"]
     cache = DynamicCache(config=base.config.get_text_config(decoder=True))
-    options = {"use_cache": True, "past_key_values": cache, **_accepted(base, mask[:1, : length + 1], 0)}
-    model(input_ids=ids[:1, :length], attention_mask=mask[:1, :length], **options)
+    _read(base, model, {"input_ids": ids[:1, :length]}, mask[:1, : length + 1], cache)
     first: Any = torch.zeros(len(ids), dtype=torch.long, device=ids.device)
     cache.reorder_cache(first)
     return {**inputs, "past_key_values": cache}
@@ -76,8 +75,7 @@ def read_once(base: Any, model: Any, inputs: Inputs, rows: Tensor, **further: An
     if ids.shape[1] - begun > 1:
         embedded = inputs.get("inputs_embeds")
         text = {"input_ids": ids[:, begun:-1]} if embedded is None else {"inputs_embeds": embedded[:, begun:-1]}
-        options = {"use_cache": True, "past_key_values": cache, **_accepted(base, mask, begun), **further}
-        model(**text, attention_mask=mask[:, :-1], **options)
+        _read(base, model, text, mask, cache, **further)
     return repeated({**inputs, "past_key_values": cache}, rows)
 
 
@@ -148,6 +146,12 @@ def _encoded(base: Any, inputs: Inputs, rows: Tensor) -> dict[str, Any]:
     states = base.get_encoder()(**inputs, return_dict=True).last_hidden_state
     outputs = BaseModelOutput(last_hidden_state=states[rows])
     return {"encoder_outputs": outputs, "attention_mask": inputs["attention_mask"][rows]}
+
+
+def _read(base: Any, model: Any, text: Mapping[str, Tensor], mask: Tensor, cache: Any, **further: Any) -> None:
+    """Put text behind what a cache holds; mask: of both, and of the token that comes next."""
+    options = {"use_cache": True, "past_key_values": cache, **_accepted(base, mask, cache.get_seq_length())}
+    model(**text, attention_mask=mask[:, :-1], **options, **further)
 
 
 def _accepted(base: Any, mask: Tensor, begun: int) -> dict[str, Any]:
